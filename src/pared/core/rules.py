@@ -1,0 +1,79 @@
+"""Weight rules: limits on what a weight may be, as PyTorch parametrizations, and `bake`, which ends them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+
+class WeightRule(nn.Module):
+    """Base of the parametrizations that pared puts on weights, and that `bake` takes off again."""
+
+
+class Mask(WeightRule):
+    """A weight rule that holds some entries of a tensor at exactly zero.
+
+    The mask multiplies the weight wherever it is read, so no optimiser state (momentum, weight decay, Adam) can revive an entry.
+
+    Args:
+        keep: boolean tensor of the weight's shape; False entries are zero.
+
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> add_rule(layer, "weight", Mask(torch.tensor([[True, False]])))
+    >>> layer.weight[0, 1].item()
+    0.0
+    """
+
+    keep: Tensor
+
+    def __init__(self, keep: Tensor) -> None:
+        super().__init__()
+        if keep.dtype != torch.bool:
+            raise TypeError(f"a mask must be a boolean tensor, got {keep.dtype}")
+        self.register_buffer("keep", keep)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return `weight` with the removed entries set to zero (`where`, so that an infinite entry can't leak through as NaN)."""
+        return torch.where(self.keep, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Accept a new value for the weight; the removed entries stay zero."""
+        return self.forward(weight)
+
+
+def add_rule(module: nn.Module, name: str, rule: nn.Module) -> None:
+    """Put `rule` on parameter `name` of `module`; rules stack, and a mask replaces nothing that stands before it."""
+    parametrize.register_parametrization(module, name, rule)
+
+
+def find_rule(module: nn.Module, name: str, kind: type[nn.Module]) -> nn.Module | None:
+    """The last rule of type `kind` on parameter `name` of `module`, or None."""
+    if not parametrize.is_parametrized(module, name):
+        return None
+    rules = [rule for rule in module.parametrizations[name] if isinstance(rule, kind)]
+    return rules[-1] if rules else None
+
+
+def bake(model: nn.Module) -> nn.Module:
+    """End all weight rules of `model` in place: plain parameters are left that happen to obey them.
+
+    Parametrizations that the model's author put on a weight, such as weight norm, are left alone unless a rule of pared stands on the same weight.
+
+    Returns:
+        The same model, without pared's parametrizations: its class, its state_dict names and its outputs are those of a plain network.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> add_rule(layer, "weight", Mask(torch.eye(2, dtype=torch.bool)))
+    >>> sorted(bake(layer).state_dict())
+    ['bias', 'weight']
+    """
+    for module in list(model.modules()):
+        if not parametrize.is_parametrized(module):
+            continue
+        for name in list(module.parametrizations):
+            if any(isinstance(rule, WeightRule) for rule in module.parametrizations[name]):
+                trainable = module.parametrizations[name].original.requires_grad
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+                getattr(module, name).requires_grad_(trainable)
+    return model

@@ -1,0 +1,170 @@
+"""Capture a model as a graph with `torch.export`, without touching the model."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import linecache
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from pared.core.errors import CaptureError, ModelError
+
+Inputs = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A model as a graph of ATen operators, with the user's parameters under the user's names.
+
+    Attributes:
+        module: graph whose `get_attr` nodes read the very parameters and buffers of the model (same objects); `train()`, `eval()`,
+            `deepcopy` and a further `capture` work, but the training flags of batch norm and dropout are literals of the graph.
+        example_inputs: the inputs used, with a batch of at least two.
+        dynamic: whether the graph accepts any batch size.
+    """
+
+    module: fx.GraphModule
+    example_inputs: Inputs
+    dynamic: bool
+
+
+def capture(model: nn.Module, example_inputs: Tensor | Sequence[Any], *, train: bool = False) -> Captured:
+    """Capture `model` in eval mode (or training mode), with a dynamic batch where the model allows one.
+
+    The first axis of every input tensor that shares the first tensor's length is taken to be the batch. A batch of one is repeated,
+    since `torch.export` makes a constant of it. Tried in this order: one batch dimension, `Dim.AUTO`, fixed shapes, strict tracing.
+
+    Args:
+        model: any module; its training flags are put back afterwards.
+        example_inputs: a tensor or a tuple of positional inputs.
+        train: capture the graph of training mode.
+
+    Raises:
+        ModelError: if the model can't run on the example inputs.
+        CaptureError: if `torch.export` can't follow the forward; names the module's class and the source line.
+
+    >>> captured = capture(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), torch.zeros(1, 4))
+    >>> captured.dynamic, captured.module(torch.zeros(5, 4)).shape
+    (True, torch.Size([5, 2]))
+    """
+    inputs = batch_of_two(as_inputs(example_inputs))
+    with training_mode(model, train), _quiet():
+        _try_running(model, inputs)
+        error: Exception | None = None
+        for shapes, strict in ((_batch_dimension(inputs), False), (_automatic(inputs), False), (None, False), (None, True)):
+            try:
+                program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=strict)
+            except Exception as failure:
+                error = error or failure
+                continue
+            unlifted = program.module(check_guards=False)
+            return Captured(_plain_graph_module(unlifted), inputs, dynamic=_is_dynamic(program))
+    assert error is not None
+    raise CaptureError(
+        f"{type(model).__name__}: torch.export can't follow its forward. {explain(error)} "
+        "Rewrite that line without branching on tensor values, or compress the part of the model that doesn't contain it."
+    ) from error
+
+
+def as_inputs(example_inputs: Tensor | Sequence[Any]) -> Inputs:
+    """Positional inputs as a tuple: a single tensor becomes a tuple of one."""
+    return (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+
+
+def batch_of_two(inputs: Inputs) -> Inputs:
+    """Repeat a batch of one, so that the batch can stay symbolic."""
+    if _batch_size(inputs) != 1:
+        return inputs
+    return tuple(torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() and len(x) == 1 else x for x in inputs)
+
+
+@contextlib.contextmanager
+def training_mode(model: nn.Module, train: bool) -> Iterator[None]:
+    """Put `model` in training or eval mode for a while; every module gets its own flag back."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.train(train)
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch.export's warnings, logs and printed graphs to itself: what matters comes back as an exception."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def explain(error: BaseException) -> str:
+    """Say in one sentence what went wrong and on which line of the user's code (the last frame outside torch)."""
+    summary = str(error).strip().split("\n")[0].strip() or type(error).__name__
+    where = ""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not _is_library(frame.filename)]
+    if own:
+        where = f"{own[-1].filename}:{own[-1].lineno} `{linecache.getline(own[-1].filename, own[-1].lineno or 0).strip()}`: "
+    elif (text := str(error)).count('File "'):
+        lines = [line.strip() for line in text.split("\n")]
+        at = [i for i, line in enumerate(lines) if line.startswith('File "') and not _is_library(line.split('"')[1])]
+        if at:
+            code = lines[at[-1] + 1] if at[-1] + 1 < len(lines) else ""
+            where = f"{lines[at[-1]].removeprefix('File ')} `{code}`: "
+    return f"{where}{summary.rstrip('.')}."
+
+
+def _is_library(filename: str) -> bool:
+    return any(part in filename for part in ("/torch/", "/pared/graph/", "\\torch\\", "\\pared\\graph\\", "<", "/sympy/", "contextlib.py"))
+
+
+def _try_running(model: nn.Module, inputs: Inputs) -> None:
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else repr(x) for x in inputs)
+        raise ModelError(f"{type(model).__name__} can't run on inputs of shape {shapes}. {explain(error)}") from error
+
+
+def _batch_size(inputs: Inputs) -> int | None:
+    return next((len(x) for x in inputs if isinstance(x, Tensor) and x.dim()), None)
+
+
+def _batch_dimension(inputs: Inputs) -> tuple[Any, ...]:
+    batch, size = torch.export.Dim("batch", min=1), _batch_size(inputs)
+    return tuple({0: batch} if isinstance(x, Tensor) and x.dim() and len(x) == size else None for x in inputs)
+
+
+def _automatic(inputs: Inputs) -> tuple[Any, ...]:
+    size = _batch_size(inputs)
+    return tuple({0: torch.export.Dim.AUTO} if isinstance(x, Tensor) and x.dim() and len(x) == size else None for x in inputs)
+
+
+def _is_dynamic(program: torch.export.ExportedProgram) -> bool:
+    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
+    return any(isinstance(size, torch.SymInt) for value in values if isinstance(value, Tensor) for size in value.shape)
+
+
+def _plain_graph_module(unlifted: nn.Module) -> fx.GraphModule:
+    """Re-wrap the exported module: `ep.module()` refuses train() and eval(), and its tracer can't be pickled."""
+    assert isinstance(unlifted, fx.GraphModule)
+    module = fx.GraphModule(unlifted, unlifted.graph)
+    module._tracer_cls = None  # type: ignore[assignment]
+    module.graph._tracer_cls = None
+    return module
