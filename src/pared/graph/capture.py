@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
+from torch.utils import _pytree as pytree
 
 from pared.core.errors import CaptureError, ModelError
 
@@ -162,9 +164,27 @@ def _is_dynamic(program: torch.export.ExportedProgram) -> bool:
 
 
 def _plain_graph_module(unlifted: nn.Module) -> fx.GraphModule:
-    """Re-wrap the exported module: `ep.module()` refuses train() and eval(), and its tracer can't be pickled."""
+    """Re-wrap the exported module: `ep.module()` refuses train() and eval(), and its tracer can't be pickled.
+
+    Where inputs are plain positional tensors the graph's calling convention becomes fx's own, which copies without warnings.
+    """
     assert isinstance(unlifted, fx.GraphModule)
-    module = fx.GraphModule(unlifted, unlifted.graph)
+    graph = unlifted.graph
+    convention = getattr(graph._codegen, "pytree_info", None)
+    if convention is not None and _is_flat(convention.in_spec):
+        output = next(node for node in graph.nodes if node.op == "output")
+        leaves = output.args[0] if isinstance(output.args[0], list | tuple) else [output.args[0]]
+        result = pytree.tree_unflatten(list(leaves), convention.out_spec)
+        if isinstance(result, fx.Node) or type(result) in (tuple, list, dict, immutable_list, immutable_dict):
+            output.args = (result,)
+            graph.set_codegen(fx.graph.CodeGen())
+    module = fx.GraphModule(unlifted, graph)
     module._tracer_cls = None  # type: ignore[assignment]
     module.graph._tracer_cls = None
     return module
+
+
+def _is_flat(spec: pytree.TreeSpec) -> bool:
+    """Whether a forward takes only positional leaves: a tuple (arguments, keywords) of (leaf, leaf, …) and {}."""
+    arguments, keywords = spec.children()
+    return keywords.num_children == 0 and all(child.is_leaf() for child in arguments.children())
