@@ -1,0 +1,102 @@
+"""`pared profile` and `pared plan`: look at a network without changing it."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from pared import graph, prune
+from pared.architecture import nets
+from pared.architecture.load import load_model
+from pared.cli.setting import load_task, model_for, print_json
+from pared.core.seeds import seed_everything
+from pared.measure import file_metric, latency
+from pared.report import print_table
+from pared.runtime import export, write_xz
+from pared.training import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A network on the CPU, an example for it, and the task, where one was named."""
+
+    model: nn.Module
+    inputs: tuple[torch.Tensor, ...]
+    raw: tuple[torch.Tensor, ...]
+    task: Task | None
+
+
+def subject(spec: str, data: str | None, weights: Path | None, seed: int) -> Subject:
+    """Load MODEL in the shapes of DATA; without DATA in those that its paper used (28x28 grey for LeNets, else 32x32 colour)."""
+    if data is not None:
+        task = load_task(data, seed)
+        inputs = tuple(part.cpu() for part in task.example_inputs())
+        raw = tuple(part.cpu() for part in dataclasses.replace(task, normalize=None).example_inputs())
+        return Subject(model_for(spec, task, weights, seed), inputs, raw, task)
+    channels, size = (1, 28) if spec in (nets.lenet300.__name__, nets.lenet5.__name__) else (3, 224 if ":" in spec else 32)
+    seed_everything(seed)
+    model = load_model(spec, classes=1000 if ":" in spec else 10, channels=channels, size=size, weights=weights)
+    inputs = (torch.rand(2, channels, size, size),)
+    return Subject(model, inputs, inputs, None)
+
+
+def show_profile(spec: str, data: str | None, weights: Path | None, *, seed: int, json: bool) -> int:
+    """Print parameters, MACs and bytes by layer, and size and latency of the exported file."""
+    found = subject(spec, data, weights, seed)
+    counts = graph.count(found.model, found.inputs)
+    sizes = {path: sum(tensor.nbytes for tensor in module.parameters(recurse=False)) for path, module in found.model.named_modules()}
+    layers = [
+        {"path": each.path, "params": each.params, "nonzero": each.nonzero, "macs": each.macs, "bytes": sizes.get(each.path, 4 * each.params)}
+        for each in counts.modules
+        if each.params or each.macs
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        normalize = found.task.normalize if found.task is not None else None
+        path = export(found.model, found.raw, Path(folder) / "model.onnx", normalize=normalize)
+        time = latency({"model": path}, tuple(part[:1] for part in found.raw), quick=True)["model"]
+        whole: dict[str, Any] = {
+            "params": counts.params, "nonzero": counts.nonzero, "macs": counts.macs, "file_bytes": path.stat().st_size,
+            "wire_bytes": write_xz(path).stat().st_size, "latency_ms": time.to_dict(),
+        }  # fmt: skip
+        if found.task is not None and weights is not None:
+            metric = found.task.metric.name
+            whole["metric"] = {"name": metric, "value": file_metric(path, found.task, "test"), "split": "test", "file": path.name}
+    if json:
+        print_json({"model": spec, "layers": layers, **whole})
+        return 0
+    print_table(_table(layers, whole))
+    typer.echo(f"File: {whole['file_bytes']:,} bytes, packed with xz {whole['wire_bytes']:,}.")
+    typer.echo(f"Latency: {time.median:.4f} ms (median), {time.p90:.4f} ms (p90); one sample, {time.threads} thread, {time.engine}.")
+    if "metric" in whole:
+        typer.echo(f"{whole['metric']['name'].capitalize()}: {whole['metric']['value']:.4f} on the test split, read from the file.")
+    return 0
+
+
+def show_plan(spec: str, data: str | None, *, seed: int, json: bool) -> int:
+    """Print what can be cut and what can't, and why."""
+    found = subject(spec, data, None, seed)
+    plan = prune.plan(found.model, found.inputs)
+    if json:
+        print_json(plan.to_dict())
+    else:
+        typer.echo(str(plan))
+    return 0
+
+
+def _table(layers: list[dict[str, Any]], whole: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("Layer", no_wrap=True)
+    for title in ("Parameters", "MACs", "Bytes"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for layer in layers:
+        table.add_row(Text(layer["path"] or "(the model itself)"), *(f"{layer[name]:,}" for name in ("params", "macs", "bytes")))
+    table.add_row("whole network", f"{whole['params']:,}", f"{whole['macs']:,}", f"{sum(layer['bytes'] for layer in layers):,}", style="bold")
+    return table

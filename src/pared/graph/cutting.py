@@ -1,0 +1,287 @@
+"""Cut a model: the only code that changes shapes.
+
+The model is copied, captured and analysed; a choice of neurons is followed through the graph; parameters are gathered and literals
+changed. The result keeps the user's class when its own forward, with attributes repaired, computes what the rewritten graph computes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from pared.core.errors import ModelError
+from pared.graph.analysis import Analysis, analyse
+from pared.graph.analysis_pass import Note, attribute
+from pared.graph.capture import Captured, as_inputs, capture, training_mode
+from pared.graph.cut_pass import CutPass
+from pared.graph.labels import Atoms, Labels
+from pared.graph.passes import Violation
+from pared.graph.repair import repair_integers, repair_leaves
+from pared.graph.rewritten import Rewritten
+
+Choice = Callable[[Analysis], list[int]]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A cut model and what was done to it.
+
+    Attributes:
+        model: the result; a module of the user's class if `own_class`, else a `Rewritten` graph.
+        own_class: whether the user's own forward could be kept.
+        kept: for every parameter and buffer that changed, by name: the indices kept of each axis that lost some.
+        left_alone: why some chosen neurons stayed after all.
+    """
+
+    model: nn.Module
+    own_class: bool
+    kept: dict[str, dict[int, tuple[int, ...]]]
+    left_alone: tuple[str, ...]
+
+
+def cut_model(model: nn.Module, example_inputs: Tensor | Sequence[Any], choose: Choice, leave: tuple[str, ...] = ()) -> Cut:
+    """Remove the neurons that `choose` picks from a copy of `model`.
+
+    Args:
+        model: any module that `capture` accepts; unchanged.
+        example_inputs: a tensor or a tuple.
+        choose: gets the analysis and returns the roots to remove; called again where a first choice can't be followed.
+        leave: module paths whose outputs keep their width.
+
+    Raises:
+        ModelError, CaptureError: as `capture`.
+        SettingsError: if `leave` names no module.
+    """
+    own = copy.deepcopy(model)
+    captured = capture(own, as_inputs(example_inputs))
+    plan, notes = follow(analyse(captured, leave), choose)
+    names = _names(own, captured)
+    kept = {name: {axis: tuple(map(int, index)) for axis, index in plan.kept[value].items()} for value, found in names.items() if value in plan.kept for name in found}
+    if not kept:
+        return Cut(own, True, {}, notes)
+    new = _new_tensors(own, captured, plan)
+    evaluation = edited_graph(captured, plan)
+    rewritten = _rewritten(own, captured, plan, new, evaluation)
+    result = _own_class(own, names, new, captured, plan, rewritten)
+    _match_training(result or rewritten, model)
+    return Cut(result or rewritten, result is not None, kept, notes)
+
+
+def follow(analysis: Analysis, choose: Choice) -> tuple[CutPass, tuple[str, ...]]:
+    """Find a choice that the graph can follow: align rows where a choice can't be followed, and leave a class alone where that fails too."""
+    aligned: set[int] = set()
+    notes: list[str] = []
+    for _ in range(1000):
+        removed = choose(analysis)
+        try:
+            return CutPass(analysis, removed).run(), tuple(notes)
+        except Violation as violation:
+            touched = _classes_at(analysis, violation.node, removed)
+            fresh = [index for index in touched if analysis.classes[index].grids and analysis.classes[index].neurons[0] not in aligned]
+            if fresh:
+                ties = []
+                for index in fresh:
+                    aligned.add(analysis.classes[index].neurons[0])
+                    ties += _aligned(analysis.classes[index].grids)
+                analysis = analysis.refined(ties=tuple(ties))
+            else:
+                frozen = []
+                for index in touched:
+                    found = analysis.classes[index]
+                    why = f"can't be followed at {violation}"
+                    notes.append(f"{found.name}: {why}")
+                    frozen.append(Note(np.array(found.neurons), why, violation.node))
+                analysis = analysis.refined(frozen=tuple(frozen))
+    raise ModelError("the cut could not be followed through the graph")
+
+
+def _classes_at(analysis: Analysis, node: fx.Node, removed: list[int]) -> list[int]:
+    """The classes that lose neurons and reach a node; all that lose some, if none reaches it."""
+    here: set[int] = set()
+    for near in (node, *node.all_input_nodes):
+        pending = [analysis.labels.get(near)]
+        while pending:
+            entry = pending.pop()
+            if isinstance(entry, list | tuple):
+                pending += entry
+            elif isinstance(entry, Labels):
+                for group in entry.groups:
+                    here |= set(analysis.root[group.atoms].reshape(-1).tolist())
+    gone = set(removed)
+    losing = [index for index, found in enumerate(analysis.classes) if gone & _members(found)]
+    return [index for index in losing if here & _members(analysis.classes[index])] or losing
+
+
+def _members(found: Any) -> set[int]:
+    return set(found.neurons) | {neuron for grid in found.grids for group in (*grid.rows, *grid.extra) for neuron in group}
+
+
+def _aligned(grids: tuple[Any, ...]) -> list[tuple[Atoms, Atoms]]:
+    """Tie the rows of every grid position by position, so that all rows lose the same positions."""
+    ties = []
+    for grid in grids:
+        first: dict[int, tuple[int, ...]] = {}
+        for row in grid.rows:
+            leader = first.setdefault(len(row), row)
+            if leader is not row:
+                ties.append((np.array(leader), np.array(row)))
+    return ties
+
+
+def _names(own: nn.Module, captured: Captured) -> dict[int, list[str]]:
+    """All names of every tensor of the model, by identity."""
+    names: dict[int, list[str]] = {}
+    tensors = [*own.named_parameters(remove_duplicate=False), *own.named_buffers(remove_duplicate=False)]
+    known = {name for name, _ in tensors}
+    for node in captured.module.graph.nodes:
+        if node.op == "get_attr" and str(node.target) not in known and isinstance(value := attribute(node), Tensor):
+            tensors.append((str(node.target), value))
+    for name, tensor in tensors:
+        names.setdefault(id(tensor), []).append(name)
+    return names
+
+
+def _new_tensors(own: nn.Module, captured: Captured, plan: CutPass) -> dict[int, Tensor]:
+    """The cut value of every tensor that changes; parameters stay parameters."""
+    new: dict[int, Tensor] = {}
+    for node in captured.module.graph.nodes:
+        if node.op == "get_attr" and isinstance(value := attribute(node), Tensor) and id(value) in plan.gathers and id(value) not in new:
+            cut = plan.gathers[id(value)](value.detach())
+            new[id(value)] = nn.Parameter(cut, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else cut
+    return new
+
+
+def edited_graph(captured: Captured, plan: CutPass) -> fx.Graph:
+    """A copy of the graph with the literals of the cut."""
+    graph = fx.Graph()
+    graph.set_codegen(captured.module.graph._codegen)
+    twins: dict[fx.Node, fx.Node] = {}
+    for node in captured.module.graph.nodes:
+        if node.op == "get_attr" and not isinstance(attribute(node), Tensor | nn.Module):
+            continue
+        if "_assert_tensor_metadata" in str(node.target):
+            continue  # it states the old sizes
+        if node.op == "output":
+            graph.output(fx.map_arg(node.args[0], lambda old: twins[old]))
+            continue
+        twin = twins[node] = graph.node_copy(node, lambda old: twins[old])
+        for name, value in plan.edits.get(node, {}).items():
+            _edit(twin, name, value, twins)
+    graph.lint()
+    return graph
+
+
+def _edit(twin: fx.Node, name: int | str, value: Any, twins: dict[fx.Node, fx.Node]) -> None:
+    value = fx.map_arg(value, lambda old: twins[old])
+    if name == "target":
+        twin.target = value
+    elif name == "args":
+        twin.args, twin.kwargs = tuple(value), {}
+    elif isinstance(name, int):
+        twin.args = (*twin.args[:name], value, *twin.args[name + 1 :])
+    else:
+        twin.kwargs = {**twin.kwargs, name: value}
+
+
+def _rewritten(own: nn.Module, captured: Captured, plan: CutPass, new: dict[int, Tensor], evaluation: fx.Graph) -> Rewritten:
+    """The cut network as its own graphs, over the same new tensors as the user's class would hold."""
+    tensors = {name: new.get(id(tensor), tensor) for name, tensor in (*own.named_parameters(remove_duplicate=False), *own.named_buffers(remove_duplicate=False))}
+    for node in evaluation.nodes:
+        if node.op == "get_attr" and str(node.target) not in tensors and isinstance(value := _at(captured.module, str(node.target)), Tensor):
+            tensors[str(node.target)] = new.get(id(value), value)
+    return Rewritten(tensors, evaluation, training_graph(evaluation))
+
+
+def _at(root: nn.Module, path: str) -> Any:
+    value: Any = root
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def training_graph(evaluation: fx.Graph) -> fx.Graph:
+    """The graph of training mode: batch norm takes the statistics of the batch and updates its own, dropout drops."""
+    graph = fx.Graph()
+    graph.set_codegen(evaluation._codegen)
+    twins: dict[fx.Node, fx.Node] = {}
+    result = graph.graph_copy(evaluation, twins)
+    for node in graph.nodes:
+        name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+        if name == "batch_norm" and node.args[3] is not None:
+            node.args = (*node.args[:5], True, *node.args[6:])
+        elif name in ("dropout", "dropout_", "feature_dropout", "alpha_dropout", "feature_alpha_dropout") and len(node.args) > 2:
+            node.args = (*node.args[:2], True, *node.args[3:])
+    graph.output(result)
+    return graph
+
+
+def _own_class(
+    own: nn.Module, names: dict[int, list[str]], new: dict[int, Tensor], captured: Captured, plan: CutPass, rewritten: Rewritten
+) -> nn.Module | None:
+    """The user's module over the cut tensors, if its forward then computes the same; else None."""
+    for value, tensor in new.items():
+        for name in names.get(value, []):
+            if not _assign(own, name, tensor):
+                return None
+    repair_leaves(own, plan.edits)
+    if _agree(own, rewritten, captured):
+        return own
+    undo = repair_integers(own, plan.edits)
+    if _agree(own, rewritten, captured):
+        return own
+    undo()
+    return None
+
+
+def _assign(own: nn.Module, name: str, tensor: Tensor) -> bool:
+    """Replace a parameter, buffer or plain tensor attribute; False if the model has nothing under that name."""
+    path, _, leaf = name.rpartition(".")
+    try:
+        module = own.get_submodule(path) if path else own
+    except AttributeError:
+        return False
+    for store in (module._parameters, module._buffers, module.__dict__):
+        if isinstance(store.get(leaf), Tensor):
+            store[leaf] = tensor  # type: ignore[assignment]
+            return True
+    return False
+
+
+def _agree(own: nn.Module, rewritten: nn.Module, captured: Captured) -> bool:
+    """Whether both compute the same outputs on the example and on a batch of one more."""
+    batches = [captured.example_inputs]
+    if captured.dynamic:
+        size = next(len(x) for x in captured.example_inputs if isinstance(x, Tensor) and x.dim())
+        batches.append(tuple(torch.cat([x, x[:1]]) if isinstance(x, Tensor) and x.dim() and len(x) == size else x for x in batches[0]))
+    for batch in batches:
+        try:
+            with torch.no_grad(), training_mode(own, False), training_mode(rewritten, False):
+                left, right = (torch.utils._pytree.tree_leaves(net(*copy.deepcopy(batch))) for net in (own, rewritten))
+        except Exception:
+            return False
+        if len(left) != len(right) or not all(_close(a, b) for a, b in zip(left, right, strict=True)):
+            return False
+    return True
+
+
+def _close(left: Any, right: Any) -> bool:
+    if not isinstance(left, Tensor) or not isinstance(right, Tensor):
+        return left == right
+    if left.shape != right.shape:
+        return False
+    scale = max(float(right.abs().max()) if right.numel() else 0.0, 1e-6) if right.is_floating_point() else 1.0
+    return bool(torch.allclose(left, right, rtol=1e-4, atol=1e-5 * scale, equal_nan=True))
+
+
+def _match_training(result: nn.Module, model: nn.Module) -> None:
+    """The result is in the mode that the model is in; modules of the same path keep their own flag."""
+    result.train(model.training)
+    flags = {path: module.training for path, module in model.named_modules()}
+    for path, module in result.named_modules():
+        module.training = flags.get(path, model.training)

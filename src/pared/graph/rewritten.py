@@ -1,0 +1,60 @@
+"""A network that is its own rewritten graph: code for eval and for training over one tree of parameters."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+Forward = Callable[..., Any]
+
+
+class Rewritten(nn.Module):
+    """A module whose forward is generated from captured graphs, one for eval and one for training mode.
+
+    Parameters and buffers stand under the names that they had in the user's model, so a state_dict goes back and forth. It is an
+    ordinary module otherwise: it trains, copies, pickles, exports and can be captured again.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], evaluation: fx.Graph, training: fx.Graph) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            _place(self, name, tensor)
+        self._sources = (source_of(evaluation), source_of(training))
+        convention = getattr(evaluation._codegen, "pytree_info", None)
+        if convention is not None:
+            self._in_spec, self._out_spec = convention.in_spec, convention.out_spec
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Run the graph of the present mode; same arguments and results as the model that was captured."""
+        return compiled(self._sources[self.training])(self, *inputs, **named)
+
+
+def source_of(graph: fx.Graph) -> str:
+    """The Python source of a graph's forward."""
+    return graph.python_code(root_module="self").src
+
+
+@functools.lru_cache(maxsize=256)
+def compiled(source: str) -> Forward:
+    """Compile a forward; kept by its text, so that copies of a module share it."""
+    names: dict[str, Any] = {"torch": torch, "device": torch.device, "inf": float("inf"), "nan": float("nan"), "NoneType": type(None)}
+    names |= {"fx_pytree": fx._pytree, "pytree": torch.utils._pytree}
+    exec(compile(source, "<rewritten graph>", "exec"), names)
+    return names["forward"]
+
+
+def _place(root: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a parameter or buffer at a dotted path of bare modules."""
+    *path, leaf = name.split(".")
+    for part in path:
+        if not isinstance(root._modules.get(part), nn.Module):
+            root.add_module(part, nn.Module())
+        root = root._modules[part]  # type: ignore[assignment]
+    if isinstance(tensor, nn.Parameter):
+        root.register_parameter(leaf, tensor)
+    else:
+        root.register_buffer(leaf, tensor)

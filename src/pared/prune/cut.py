@@ -1,0 +1,230 @@
+"""`plan` shows what can be cut out of a network and what can't, and why; `cut` does it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from pared.core.errors import SettingsError
+from pared.core.problems import Problems
+from pared.graph.analysis import Analysis, analyse, describe
+from pared.graph.capture import as_inputs, capture
+from pared.graph.classes import CutClass, kept_count
+from pared.graph.cutting import Cut, cut_model
+from pared.prune.importance import Importance, Magnitude
+from pared.training import Task
+
+Keep = float | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class PlanClass:
+    """Neurons that are cut together.
+
+    Attributes:
+        layers: the modules that compute them.
+        neurons: how many can be removed one by one or in grids.
+        grids: "4 x 16" for each grid: rows that keep equally many each, or go as a whole.
+        stays: how many further outputs of these layers have to stay.
+        exact: whether what is left computes what it did before.
+        why: what makes the cut inexact.
+    """
+
+    layers: tuple[str, ...]
+    neurons: int
+    grids: tuple[str, ...]
+    stays: int
+    exact: bool
+    why: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FrozenLayer:
+    """A layer none of whose outputs can be removed, and why."""
+
+    layer: str
+    outputs: int
+    why: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `cut` could remove.
+
+    Attributes:
+        classes: what can be cut.
+        frozen: layers whose outputs stay, with the reasons.
+        unknown: operators that the analysis doesn't follow, with their place in the source; what they touch stays.
+        dynamic: whether the graph takes any batch size.
+    """
+
+    classes: tuple[PlanClass, ...]
+    frozen: tuple[FrozenLayer, ...]
+    unknown: tuple[str, ...]
+    dynamic: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = ["can be cut:"] if self.classes else ["nothing can be cut"]
+        for found in self.classes:
+            grids = f", in grids of {', '.join(found.grids)}" if found.grids else ""
+            lines.append(f"  {', '.join(found.layers)}: {found.neurons} neurons{grids}{'' if found.exact else ' (not exact, cut only when asked)'}")
+            lines += [f"    {reason}" for reason in found.why]
+        if self.frozen:
+            lines.append("stays as it is:")
+            lines += [f"  {layer.layer}: {layer.outputs} outputs: {'; '.join(layer.why) or 'nothing else depends on them'}" for layer in self.frozen]
+        if self.unknown:
+            lines += ["operators that aren't followed:", *(f"  {place}" for place in self.unknown)]
+        return "\n".join(lines)
+
+
+def plan(model: nn.Module, example_inputs: Tensor | Sequence[Any], *, leave: Sequence[str] = ()) -> Plan:
+    """Show what `cut` could remove from `model`, and what it can't and why. Nothing changes.
+
+    Args:
+        model: any module that `torch.export` accepts.
+        example_inputs: a tensor or a tuple of positional inputs.
+        leave: module paths whose outputs keep their width.
+
+    Raises:
+        ModelError, CaptureError: if the model can't be run or captured.
+        SettingsError: if `leave` names no module.
+
+    >>> import torch
+    >>> print(plan(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.zeros(1, 4)))
+    can be cut:
+      0: 6 neurons
+    stays as it is:
+      2: 2 outputs: is an output of the model (output)
+    """
+    analysis = analyse(capture(model, as_inputs(example_inputs)), tuple(leave))
+    classes = tuple(_plan_class(analysis, found) for found in analysis.classes)
+    frozen: dict[str, FrozenLayer] = {}
+    for producer in analysis.producers:
+        roots = analysis.root[producer.atoms]
+        if analysis.frozen[roots].all():
+            layer = producer.parameter.rpartition(".")[0] or producer.parameter
+            frozen.setdefault(layer, FrozenLayer(layer, len(roots), tuple(analysis.reasons(producer.atoms)[:3])))
+    unknown = tuple(dict.fromkeys(describe(node) for node in analysis.first.unknown))
+    return Plan(classes, tuple(frozen.values()), unknown, analysis.captured.dynamic)
+
+
+def _plan_class(analysis: Analysis, found: CutClass) -> PlanClass:
+    layers = tuple(dict.fromkeys(producer.parameter.rpartition(".")[0] or producer.parameter for producer in found.producers))
+    grids = tuple(f"{len(grid.rows)} x {len(grid.rows[0])}" for grid in found.grids)
+    why = analysis.inexact(np.array(found.neurons))
+    return PlanClass(layers, len(found.neurons), grids, found.frozen, not why, tuple(why[:3]))
+
+
+def cut(
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Any],
+    keep: Keep = 0.5,
+    *,
+    leave: Sequence[str] = (),
+    importance: Importance | None = None,
+    norms: bool = False,
+    round_to: int = 1,
+) -> nn.Module:
+    """Remove neurons from a copy of `model` so that the share `keep` of every class stays.
+
+    The tensors get smaller: no masks, no hooks, no wrappers. What is left computes what it computed before, up to the
+    contribution of what was removed. Where a reshape or a grouped convolution splits channels, whole rows (groups, heads) go or equal
+    numbers of each row, whichever loses less.
+
+    Args:
+        model: any module that `torch.export` accepts; it isn't changed.
+        example_inputs: a tensor or a tuple of positional inputs.
+        keep: the share of neurons to keep of each class, or a mapping from module path to share (the rest keeps all).
+        leave: module paths whose outputs keep their width; a path covers everything below it.
+        importance: which neurons go first; by default those whose weights have the smallest norm.
+        norms: cut also where a norm, a mean or a softmax runs over the cut axis; the result then differs and needs fine-tuning.
+        round_to: round what stays to a multiple.
+
+    Returns:
+        A module of the user's class where its own forward still computes the same, else the rewritten graph as a module; in both cases
+        trainable, with the same call signature and state_dict names, in the mode (train or eval) of `model`.
+
+    Raises:
+        ModelError, CaptureError: if the model can't be run or captured.
+        SettingsError: if a setting is out of range or a path names no module.
+
+    >>> import torch
+    >>> small = cut(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.zeros(1, 4), keep=0.5)
+    >>> small[0].weight.shape, small[2].weight.shape
+    (torch.Size([3, 4]), torch.Size([2, 3]))
+    """
+    problems = Problems("prune.cut")
+    shares = keep if isinstance(keep, Mapping) else {"keep": keep}
+    for name, share in shares.items():
+        problems.number(name if name == "keep" else f"keep[{name!r}]", share, low=0, high=1)
+    problems.number("round_to", round_to, low=1, integer=True)
+    problems.check(not isinstance(leave, str), "leave", "a list of module paths", leave)
+    problems.raise_if_any()
+    chooser = Chooser(keep, importance or Magnitude(), norms=norms, round_to=round_to)
+    return chooser.cut(model, example_inputs, tuple(leave)).model
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """Which neurons go: the share to keep by class, an importance, and the sizes that classes once had.
+
+    Attributes:
+        keep: a share, or a mapping from module path to share.
+        importance: scores by root.
+        norms: whether to cut inexact classes too.
+        round_to: round what stays to a multiple.
+        task: the data that an importance may need.
+        sizes: for every class by name, the count that `keep` refers to (default: the present one); rounds of pruning set it.
+    """
+
+    keep: Keep
+    importance: Importance
+    norms: bool = False
+    round_to: int = 1
+    task: Task | None = None
+    sizes: Mapping[str, int] | None = None
+
+    def cut(self, model: nn.Module, example_inputs: Tensor | Sequence[Any], leave: tuple[str, ...] = ()) -> Cut:
+        """Cut a copy of `model`."""
+        return cut_model(model, example_inputs, self, leave)
+
+    def __call__(self, analysis: Analysis) -> list[int]:
+        """The roots to remove."""
+        if isinstance(self.keep, Mapping):
+            _check_shares(self.keep, analysis)
+        scores = self.importance(analysis, self.task).copy()
+        scores[analysis.frozen] = np.inf
+        removed: list[int] = []
+        for found in analysis.classes:
+            share = self._share(found)
+            if share >= 1 or (not self.norms and analysis.inexact(np.array(found.neurons))):
+                continue
+            now = len(found.neurons)
+            target = kept_count((self.sizes or {}).get(found.name, now), share, self.round_to)
+            removed += found.choose(scores, min(1.0, target / now))
+        return removed
+
+    def _share(self, found: CutClass) -> float:
+        if not isinstance(self.keep, Mapping):
+            return float(self.keep)
+        return min((float(share) for path, share in self.keep.items() if _names_layer(path, found)), default=1.0)
+
+
+def _names_layer(path: str, found: CutClass) -> bool:
+    layers = [producer.parameter.rpartition(".")[0] for producer in found.producers]
+    return any(layer == path or layer.startswith(f"{path}.") for layer in layers)
+
+
+def _check_shares(keep: Mapping[str, float], analysis: Analysis) -> None:
+    layers = {producer.parameter.rpartition(".")[0] for producer in analysis.producers}
+    wrong = [path for path in keep if not any(layer == path or layer.startswith(f"{path}.") for layer in layers)]
+    if wrong:
+        raise SettingsError([f"keep: no layer {path!r} computes neurons. Layers are {', '.join(sorted(layers)[:20])}." for path in wrong])

@@ -1,0 +1,107 @@
+"""Run a captured graph on calibration data and note the range of values at chosen nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from pared.core.errors import DataError, ModelError
+from pared.quantize.affine import Range, RangeMethod, affine_range
+from pared.training.check import split_batch
+
+if TYPE_CHECKING:
+    from pared.training import Task
+
+Batches = list[tuple[Tensor, ...]]
+
+BINS = 2048
+
+
+def calibration_batches(task: Task, samples: int) -> Batches:
+    """The first `samples` samples of the training split, prepared but not augmented; a shuffled split is shuffled the same way each time.
+
+    Raises:
+        DataError: if the split is empty.
+    """
+    batches: Batches = []
+    found = 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for batch in task.train:
+            inputs = split_batch(batch, "train")[0]
+            parts = inputs if isinstance(inputs, tuple) else (inputs,)
+            parts = tuple(part[: samples - found] for part in parts)
+            if len(parts[0]) == 0:
+                continue
+            batches.append(task.prepare(parts))
+            found += len(parts[0])
+            if found >= samples:
+                break
+    if not batches:
+        raise DataError("the train split has no samples to calibrate with: int8 ranges are measured on training data.")
+    return batches
+
+
+def calibrate(module: fx.GraphModule, nodes: Collection[fx.Node], batches: Batches, method: RangeMethod) -> dict[fx.Node, Range]:
+    """The range of values at each of `nodes` over all batches.
+
+    Raises:
+        ModelError: if values aren't finite.
+    """
+    extremes: dict[fx.Node, _Extremes] = {node: _Extremes() for node in nodes}
+    _run(module, extremes, batches)
+    if method == "minmax":
+        return {node: (min(seen.low, 0.0), max(seen.high, 0.0)) for node, seen in extremes.items()}
+    histograms = {node: _Histogram(min(seen.low, 0.0), max(seen.high, 0.0), torch.zeros(BINS, dtype=torch.float64)) for node, seen in extremes.items()}
+    _run(module, histograms, batches)
+    return {node: affine_range(seen.counts, seen.low, seen.high, method) for node, seen in histograms.items()}
+
+
+@dataclass
+class _Extremes:
+    low: float = float("inf")
+    high: float = float("-inf")
+
+    def note(self, value: Tensor, name: str) -> None:
+        if value.numel() == 0:
+            return
+        low, high = (float(entry) for entry in torch.aminmax(value.detach()))
+        if not (abs(low) < float("inf") and abs(high) < float("inf")):
+            raise ModelError(f"{name}: values aren't finite on the calibration data, so they have no int8 range. Check the inputs and weights.")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+
+
+@dataclass
+class _Histogram:
+    low: float
+    high: float
+    counts: Tensor
+
+    def note(self, value: Tensor, name: str) -> None:
+        if self.low < self.high:
+            self.counts += torch.histc(value.detach().float().cpu(), bins=BINS, min=self.low, max=self.high)
+
+
+class _Watch(fx.Interpreter):
+    """An interpreter that shows the values of some nodes to their observers."""
+
+    def __init__(self, module: fx.GraphModule, observers: dict[fx.Node, Any]) -> None:
+        super().__init__(module)
+        self.observers = observers
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n in self.observers:
+            self.observers[n].note(value, n.name)
+        return value
+
+
+def _run(module: fx.GraphModule, observers: dict[fx.Node, Any], batches: Iterable[tuple[Tensor, ...]]) -> None:
+    watch = _Watch(module, observers)
+    with torch.no_grad():
+        for batch in batches:
+            watch.run(*batch)

@@ -1,0 +1,155 @@
+"""Rewrite a prepared graph: quantizers at the placed values, int8 weights under the user's names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from pared.graph.fold import argument, packet, place, read, rebuilt
+from pared.quantize.affine import Range, choose_qparams, quantize_weight
+from pared.quantize.placement import Placement
+from pared.runtime import qdq
+
+aten = torch.ops.aten
+
+_LARGEST_BIAS = 2.0**30
+
+
+def rewrite(module: fx.GraphModule, placement: Placement, ranges: dict[fx.Node, Range], bits: int) -> fx.GraphModule:
+    """Put int8 into `module` (which is used up) and return the result.
+
+    Weights become int8 buffers under their old names with `…_scale` beside them; activation ranges become scales and zero points in
+    `quantizers`. A linear layer whose output stays float also gets an integer bias, else engines wouldn't compute it in int8.
+
+    Args:
+        module: from `prepare`.
+        placement: for this module.
+        ranges: of every root value of the placement.
+        bits: of the weights of layers that compute in int8.
+    """
+    writer = _Writer(module)
+    scales: dict[fx.Node, float] = {}
+    for value, root in placement.quantized.items():
+        scale, zero_point = choose_qparams(*ranges[root])
+        scales[value] = scale
+        readers = [user for user in value.users if value in placement.produced or user in placement.consumers]
+        writer.quantize(value, root, readers, scale, zero_point)
+    originals = {new: old for old, new in writer.quantized.items()}
+    for layer, axis in placement.layers.items():
+        source = originals.get(layer.args[0])  # type: ignore[arg-type]
+        computes = layer in placement.consumers
+        input_scale = scales[source] if computes and source is not None else None
+        writer.quantize_weight(layer, axis, bits if computes else 8, input_scale)
+        if computes and packet(layer) is aten.linear and not _is_quantized(layer, placement):
+            assert input_scale is not None
+            writer.quantize_bias(layer, input_scale)
+    return rebuilt(module)
+
+
+def _is_quantized(layer: fx.Node, placement: Placement) -> bool:
+    """Whether a quantizer stands at a layer's output, or behind the clip that is part of it."""
+    if layer in placement.quantized:
+        return True
+    users = list(layer.users)
+    return len(users) == 1 and users[0] in placement.quantized and users[0] in placement.produced and users[0] not in placement.consumers
+
+
+class _Writer:
+    """Adds buffers and nodes to a graph."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module, self.graph = module, module.graph
+        self.quantized: dict[fx.Node, fx.Node] = {}
+        self.scales: dict[str, str] = {}  # of the weights that are int8 already
+        self.parameters: dict[fx.Node, tuple[fx.Node, fx.Node]] = {}
+        self.start = next(iter(module.graph.nodes))
+
+    def buffer(self, path: str, value: Tensor) -> fx.Node:
+        """Register a buffer and return a node that reads it."""
+        place(self.module, path, value)
+        with self.graph.inserting_before(self.start):
+            return self.graph.get_attr(path)
+
+    def quantize(self, value: fx.Node, root: fx.Node, readers: list[fx.Node], scale: float, zero_point: int) -> None:
+        """Let `readers` see `value` quantized with the parameters of `root`."""
+        if root not in self.parameters:
+            path = _free(self.module, f"quantizers.{root.name}")
+            self.parameters[root] = (
+                self.buffer(f"{path}.scale", torch.tensor(scale, dtype=torch.float32)),
+                self.buffer(f"{path}.zero_point", torch.tensor(zero_point, dtype=torch.uint8)),
+            )
+        after = value
+        if value.op == "placeholder":
+            after = [node for node in self.graph.nodes if node.op == "placeholder"][-1]
+        with self.graph.inserting_after(after):
+            node = self.graph.call_function(torch.ops.pared.quantize_dequantize.default, (value, *self.parameters[root]))
+        for reader in readers:
+            reader.replace_input_with(value, node)
+        self.quantized[value] = node
+
+    def quantize_weight(self, layer: fx.Node, axis: int, bits: int, input_scale: float | None) -> None:
+        """Store the weight of `layer` as int8 and dequantize it in the graph."""
+        source: Any = layer.args[1]
+        path = str(source.target)
+        weight = read(self.module, path)
+        if weight.dtype != torch.int8:
+            least = None if input_scale is None else self._least_scale(layer, input_scale)
+            integers, scale = quantize_weight(weight, axis, bits, least)
+            scale_path = _free(self.module, f"{path}_scale")
+            for name in _names(self.module, weight):
+                place(self.module, name, integers)
+                self.scales[name] = scale_path
+            self.buffer(scale_path, scale)
+        with self.graph.inserting_before(layer):
+            scale_node = self.graph.get_attr(self.scales[path])
+            node = self.graph.call_function(torch.ops.pared.dequantize.default, (source, scale_node, None, axis))
+        layer.args = (layer.args[0], node, *layer.args[2:])
+
+    def quantize_bias(self, layer: fx.Node, input_scale: float) -> None:
+        """Store the bias of `layer` as int32 with scale input_scale * weight_scale (1712.05877, section 2.4)."""
+        source: Any = argument(layer, 2)
+        if source is None:
+            return
+        bias, weight_node = read(self.module, str(source.target)), layer.args[1]
+        assert isinstance(weight_node, fx.Node)
+        scale = read(self.module, str(weight_node.args[1].target)) * torch.tensor(input_scale, dtype=torch.float32)  # type: ignore[union-attr]
+        integers = torch.round(bias.detach().double() / scale.double()).to(torch.int32)
+        shared = len(source.users) > 1
+        path = _free(self.module, str(source.target)) if shared else str(source.target)
+        integer_node = self.buffer(path, integers)
+        scale_node = self.buffer(_free(self.module, f"{path}_scale"), scale)
+        with self.graph.inserting_before(layer):
+            node = self.graph.call_function(torch.ops.pared.dequantize.default, (integer_node, scale_node, None, 0))
+        layer.args = (*layer.args[:2], node)
+
+    def _least_scale(self, layer: fx.Node, input_scale: float) -> Tensor | None:
+        """Weight scales below this would make the integer bias overflow 32 bits."""
+        source = argument(layer, 2)
+        if not isinstance(source, fx.Node) or source.op != "get_attr":
+            return None
+        return read(self.module, str(source.target)).detach().abs() / (input_scale * _LARGEST_BIAS)
+
+
+def _names(module: nn.Module, tensor: Tensor) -> list[str]:
+    return [name for name, other in module.named_parameters(remove_duplicate=False) if other is tensor] or [
+        name for name, other in module.named_buffers(remove_duplicate=False) if other is tensor
+    ]
+
+
+def _free(module: nn.Module, path: str) -> str:
+    """`path`, with a number behind it if something is there already."""
+    number, name = 2, path
+    while _exists(module, name):
+        name, number = f"{path}_{number}", number + 1
+    return name
+
+
+def _exists(module: nn.Module, path: str) -> bool:
+    holder: Any = module
+    for part in path.split("."):
+        if not hasattr(holder, part):
+            return False
+        holder = getattr(holder, part)
+    return True

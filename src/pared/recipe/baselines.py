@@ -1,0 +1,121 @@
+"""The comparisons that could embarrass a result: the same small network trained from scratch, and cutting at random."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from pared.core.method import Method, Recipe
+from pared.graph import Staged
+from pared.prune import Random
+from pared.recipe.methods import method_name
+from pared.recipe.stages import Stage, Workshop, stages_of
+from pared.training import Objective, Task, Train
+
+SCRATCH = "The same small architecture with new random weights, trained as long as the original, then deployed alike."
+RANDOM = "The same recipe, but what is removed is chosen at random instead of by importance."
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Train a network from new random weights: its architecture, masks included, is all that is left of it.
+
+    Args:
+        train: the plan, that of the original network.
+    """
+
+    train: Train
+
+    def __call__(self, model: nn.Module, task: Task) -> nn.Module:
+        """Return a copy of `model` with new weights, trained."""
+        fresh = copy.deepcopy(model)
+        reinitialize(fresh)
+        task.tune(fresh, self.train, objective=_sum_over_exits(task) if isinstance(fresh, Staged) else None)
+        return fresh
+
+
+def random_recipe(recipe: Recipe) -> Recipe | None:
+    """The recipe with every importance replaced by `Random()`, or None if nothing in it is chosen by importance."""
+    steps = tuple(dataclasses.replace(step, importance=Random()) if hasattr(step, "importance") else step for step in recipe.steps)  # type: ignore[type-var]
+    return Recipe(*steps, train=recipe.train) if steps != recipe.steps else None
+
+
+def number_formats(recipe: Recipe) -> int:
+    """Where the number formats begin: the index of the first step of the quantize family, or the number of steps."""
+    return next((at for at, step in enumerate(recipe.steps) if _is_number_format(step)), len(recipe.steps))
+
+
+def reinitialize(model: nn.Module) -> None:
+    """Give every parameter a new value in place, as is usual: convolutions He-normal (2015, 1502.01852), matrices uniform within
+    1/sqrt(inputs) (torch's own), biases 0, scales 1; running statistics start over.
+
+    It goes by names and shapes, not by `reset_parameters`, because a rewritten graph has no layer classes. Masks hold.
+
+    >>> layer = nn.Conv2d(16, 8, 5)
+    >>> reinitialize(layer)
+    >>> bool(abs(layer.weight.std() - (2 / 400) ** 0.5) < 0.002), layer.bias.sum().item()
+    (True, 0.0)
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            fan_in = max(1, math.prod(parameter.shape[1:]))
+            if parameter.dim() >= 3:
+                parameter.normal_(0.0, math.sqrt(2.0 / fan_in))
+            elif parameter.dim() == 2:
+                parameter.uniform_(-1.0 / math.sqrt(fan_in), 1.0 / math.sqrt(fan_in))
+            else:
+                is_scale = name.split(".")[-1] in ("weight", "gamma", "scale") or name.endswith(".weight.original")
+                parameter.fill_(1.0 if is_scale else 0.0)
+        for name, buffer in model.named_buffers():
+            kind = name.split(".")[-1]
+            if kind in ("running_mean", "num_batches_tracked"):
+                buffer.zero_()
+            elif kind == "running_var":
+                buffer.fill_(1.0)
+
+
+def random_stages(recipe: Recipe) -> list[Stage]:
+    """The stages of the random baseline; none if the recipe prunes nothing."""
+    changed = random_recipe(recipe)
+    return stages_of(changed.steps, [method_name(step) for step in changed.steps], "random-") if changed is not None else []
+
+
+def scratch_stages(recipe: Recipe, original: nn.Module, small: nn.Module) -> list[Stage]:
+    """The stages of the scratch baseline, which begins with `small`, the network before its number format changes.
+
+    There are none if the original's plan of training isn't known, or if `small` has the original's architecture.
+    """
+    if recipe.train is None or _shapes(original) == _shapes(small):
+        return []
+    formats = [step for step in recipe.steps[number_formats(recipe) :] if _is_number_format(step)]
+    steps = (Fresh(recipe.train), *formats)
+    return stages_of(steps, ["train", *(method_name(step) for step in formats)], "scratch-")
+
+
+def run_stages(workshop: Workshop, stages: list[Stage], model: nn.Module) -> nn.Module:
+    """Carry out stages one after another."""
+    for stage in stages:
+        model, _ = workshop.carry_out(stage, model)
+    return model
+
+
+def _is_number_format(step: Method) -> bool:
+    return method_name(step).startswith("quantize.")
+
+
+def _shapes(model: nn.Module) -> list[tuple[int, ...]]:
+    """Shapes of all parameters, and of the masks, which change no shape but the architecture."""
+    masks = [(name, int(buffer.sum())) for name, buffer in model.named_buffers() if buffer.dtype == torch.bool]
+    return [tuple(parameter.shape) for parameter in model.parameters()] + [(len(name), kept) for name, kept in masks]
+
+
+def _sum_over_exits(task: Task) -> Objective:
+    def objective(model: nn.Module, inputs: tuple[torch.Tensor, ...], targets: torch.Tensor) -> torch.Tensor:
+        return torch.stack([task.loss(logits, targets) for logits in model(*inputs)]).sum()
+
+    return objective

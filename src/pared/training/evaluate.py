@@ -1,0 +1,88 @@
+"""The value of the task's metric on one split, computed by the model in the training framework."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from pared.core.errors import DataError
+from pared.training.check import check_labels, run, split_batch
+
+if TYPE_CHECKING:
+    from pared.training.task import Task
+
+Split = Literal["train", "valid", "test"]
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode without gradients; afterwards every module is back in the mode that it had.
+
+    >>> layer = nn.Dropout()
+    >>> with evaluating(layer):
+    ...     layer.training
+    False
+    >>> layer.training
+    True
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            yield model.eval()
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def evaluate(model: nn.Module, task: Task, split: Split = "valid") -> float:
+    """The mean of `task.metric` over all samples of a split.
+
+    The model is moved to the task's device; its modes (train or eval) are afterwards as before. With several processes each
+    takes its share of the batches, and all get the same mean.
+
+    Args:
+        model: takes the task's prepared inputs.
+        task: gives the data, the metric and the normalisation.
+        split: "valid" to choose by, "test" to report.
+
+    Raises:
+        DataError: if the split is empty or has labels that the model has no output for.
+        ModelError: if the model can't take the inputs.
+
+    >>> from pared.training import Task
+    >>> batches = [(torch.eye(2), torch.tensor([0, 1]))]
+    >>> evaluate(nn.Identity(), Task(batches, batches, batches), "test")
+    1.0
+    """
+    model.to(task.machine.device)
+    rank, world = _place()
+    total, count = 0.0, 0
+    with evaluating(model):
+        for batch in itertools.islice(getattr(task, split), rank, None, world):
+            inputs, targets = split_batch(batch, split)
+            targets = task.to_device(targets)
+            outputs = run(model, task.prepare(inputs))
+            if task.classifies:
+                check_labels(outputs, targets, split)
+            values = task.metric(outputs, targets)
+            total += values.sum(dtype=torch.float64).item()
+            count += values.numel()
+    if world > 1:
+        sums = torch.tensor([total, count], dtype=torch.float64, device=task.machine.device)
+        torch.distributed.all_reduce(sums)
+        total, count = sums[0].item(), int(sums[1].item())
+    if count == 0:
+        raise DataError(f"the {split} split has no samples.")
+    return total / count
+
+
+def _place() -> tuple[int, int]:
+    """This process's number, and how many there are."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
