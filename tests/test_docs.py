@@ -13,6 +13,7 @@ import pytest
 import typer
 
 from pared.architecture import nets
+from pared.architecture.load import load_model
 from pared.cli.main import app
 from pared.recipe import METHODS, loads, method_name
 
@@ -57,7 +58,9 @@ def test_commands_parse(path: Path) -> None:
             command = COMMANDS.get_command(typer.Context(COMMANDS), name)
             assert command is not None, line
             # parses and checks every option, and runs nothing
-            command.make_context(name, arguments)
+            given = command.make_context(name, arguments).params
+            if given.get("data") == "digits" and "model" in given:
+                assert load_model(given["model"], classes=10, channels=1, size=8)
 
 
 @pytest.mark.parametrize("path", [page for page in TEXTS if blocks(page, "yaml")], ids=lambda path: path.name)

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from pared.core.errors import SettingsError, WeightsError
 from pared.core.rules import Mask, add_rule, bake, find_rule
+from pared.prune.importance import Activity, Random
 from pared.prune.weights import Weights, choose, keep_by_round, prunable, select
 from pared.training import Task, Train
 
@@ -249,8 +250,21 @@ def test_all_wrong_settings_are_named_together():
     assert [problem.split(" must be ")[0] for problem in error.value.problems] == [
         f"prune.weights: {field}" for field in ("keep", "scope", "rounds", "schedule", "leave")
     ]
+    with pytest.raises(SettingsError, match=r"importance must be Magnitude\(\) or Random\(\)"):
+        Weights(importance=Activity())  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="epochs"):
         Weights(tune="soon")  # type: ignore[arg-type]
+
+
+def test_random_importance_is_seeded_and_nested():
+    pruned = [bake(Weights(keep=keep, importance=Random(seed))(toy_mlp(), toy_task())) for keep, seed in ((0.5, 1), (0.5, 1), (0.5, 2), (0.2, 1))]
+    masks = [torch.cat([net[index].weight.flatten() != 0 for index in (0, 2)]) for net in pruned]
+    assert [int(mask.sum()) for mask in masks] == [33, 33, 33, 13]
+    assert torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0], masks[2])
+    assert bool((masks[0] | ~masks[3]).all())
+    again = bake(Weights(keep=0.2, rounds=3, importance=Random(1))(toy_mlp(), toy_task()))
+    assert torch.equal(torch.cat([again[index].weight.flatten() != 0 for index in (0, 2)]), masks[3])
 
 
 def test_frozen_weights_are_pruned_and_stay_frozen():

@@ -144,3 +144,9 @@ def test_budget_in_words() -> None:
     assert budget_words({"drop": 0.02}, "accuracy") == "accuracy at most 2 points lower"
     assert budget_words({"drop": 0.5}, "loss") == "loss at most 0.5 worse"
     assert budget_words({"energy": {"joule": 1.5}}) == "energy joule: 1.5"
+
+
+def test_networks_that_adapt_are_said_to_be_means() -> None:
+    fixed, adapting = (run({}, {"macs": 5}, steps=[{"name": name}]) for name in ("quantize.int8", "dynamic.exits"))
+    assert not any("means over test inputs" in sentence for sentence in words.measured_how(fixed))
+    assert any("means over test inputs" in sentence for sentence in words.measured_how(adapting))

@@ -183,7 +183,7 @@ def test_errors_name_the_place_and_leave_no_file(tmp_path: Path) -> None:
 
 
 def test_too_large_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("pared.runtime.export.LARGEST", 100)
+    monkeypatch.setattr(sys.modules["pared.runtime.export"], "LARGEST", 100)
     with pytest.raises(CaptureError, match=r"Linear: its weights take .* GB, an ONNX file holds 2 GB"):
         export(nn.Linear(10, 10), torch.rand(2, 10), tmp_path / "large.onnx")
 

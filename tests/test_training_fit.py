@@ -246,9 +246,10 @@ def test_evaluate_weighs_samples_not_batches_and_restores_modes() -> None:
 def test_evaluating_restores_modes_after_an_error() -> None:
     model = nn.Sequential(nn.Dropout(), nn.Linear(1, 1))
     model[1].eval()
-    with pytest.raises(KeyError), evaluating(model):
+    with evaluating(model):
         assert not model[0].training
         assert not torch.is_grad_enabled()
+    with pytest.raises(KeyError), evaluating(model):
         raise KeyError
     assert model.training
     assert model[0].training
@@ -445,7 +446,8 @@ torch.distributed.destroy_process_group()
 def test_two_processes_share_the_data_and_agree(kind: str, tmp_path: Path) -> None:
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
-    ran = subprocess.run([sys.executable, str(script), kind, str(tmp_path / "out")], capture_output=True, text=True, timeout=300, check=False)
+    command = [sys.executable, str(script), kind, str(tmp_path / "out")]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("fine") == 2
     assert (tmp_path / "out" / "fit-1" / "checkpoint.pt").exists()

@@ -64,7 +64,10 @@ def data(kind: str) -> tuple[Any, Any]:
     return DataLoader(TensorDataset(images, labels), batch_size=8, shuffle=True, generator=own), valid
 
 
-def run(kind: str, plan: Train, journal: Path | None, report: Any = lambda event: None, fits: int = 2) -> tuple[nn.Module, Any, list[float]]:
+Outcome = tuple[nn.Module, Any, list[float]]
+
+
+def run(kind: str, plan: Train, journal: Path | None, report: Any = lambda event: None, fits: int = 2) -> Outcome:
     """Two trainings one after the other, with random numbers drawn between them, as a step of a recipe does."""
     seed_everything(11)
     model = net()
@@ -80,7 +83,7 @@ def run(kind: str, plan: Train, journal: Path | None, report: Any = lambda event
     return model, rng_state(), drawn
 
 
-def same(first: tuple[nn.Module, Any, list[float]], second: tuple[nn.Module, Any, list[float]]) -> bool:
+def same(first: Outcome, second: Outcome) -> bool:
     tensors = [[*model.state_dict().values(), model.steps] for model in (first[0], second[0])]
     equal = all(torch.equal(one, other) for one, other in zip(*tensors, strict=True))
     random_state = torch.equal(first[1]["torch"], second[1]["torch"]) and first[1]["python"] == second[1]["python"]

@@ -62,10 +62,10 @@ def load_model(spec: str, *, classes: int, channels: int, size: int, weights: st
 
 
 class Logits(nn.Module):
-    """An image classifier of Hugging Face transformers as a function from pixels to scores; it returns a tuple by itself.
+    """An image classifier of Hugging Face transformers as a function from pixels to scores alone.
 
     Args:
-        classifier: built with `return_dict=False`.
+        classifier: a `…ForImageClassification`.
     """
 
     def __init__(self, classifier: nn.Module) -> None:
@@ -74,7 +74,7 @@ class Logits(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (batch, channels, height, width) to (batch, classes)."""
-        return self.classifier(images)[0]
+        return self.classifier(images).logits
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -146,8 +146,8 @@ def _tied_to_stored(model: nn.Module, loaded: dict[str, Tensor]) -> list[str]:
 def _timm(name: str, classes: int, channels: int, size: int) -> nn.Module:
     try:
         import timm
-    except ImportError as error:
-        raise ModelError(f"timm:{name} needs the package timm: pip install timm") from error
+    except Exception as error:  # not only ImportError: a torchvision that doesn't fit torch raises others
+        raise ModelError(f"timm:{name} needs the package timm ({error}): pip install timm") from error
     if not timm.is_model(name):
         raise ModelError(f"timm:{name}: timm has no such model.{_near(name, timm.list_models())}")
     arguments: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
@@ -162,10 +162,10 @@ def _timm(name: str, classes: int, channels: int, size: int) -> nn.Module:
 
 def _hugging_face(name: str, classes: int, channels: int, size: int) -> nn.Module:
     try:
-        from transformers import AutoModelForImageClassification
-    except ImportError as error:
-        raise ModelError(f"hf:{name} needs the package transformers: pip install transformers") from error
-    arguments = {"num_labels": classes, "num_channels": channels, "image_size": size, "ignore_mismatched_sizes": True, "return_dict": False}
+        from transformers import AutoModelForImageClassification  # pyright: ignore[reportMissingImports]
+    except Exception as error:  # not only ImportError: a torchvision that doesn't fit torch raises others
+        raise ModelError(f"hf:{name} needs the package transformers ({error}): pip install transformers") from error
+    arguments = {"num_labels": classes, "num_channels": channels, "image_size": size, "ignore_mismatched_sizes": True}
     try:
         return AutoModelForImageClassification.from_pretrained(name, **arguments)
     except Exception as error:

@@ -35,7 +35,7 @@ def split(model: nn.Module, captured: Captured, places: Sequence[Place]) -> list
     The captured graph is that of eval mode, yet the parts can be trained: a convolution, linear layer, batch norm or dropout is called
     as the user's own module (so it keeps its class, its masks and its training mode), and in what remains of `batch_norm` and `dropout`
     the literal False gives way to the part's own attribute `training`, which `train()` and `eval()` set. What eval mode leaves out of
-    the graph altogether (stochastic depth, auxiliary outputs) is lost.
+    the graph altogether (stochastic depth, dropout inside fused attention, auxiliary outputs) is lost.
 
     Args:
         model: the very module that was captured; the parts share its layers and parameters.

@@ -102,7 +102,11 @@ def fix(cx: Pass, group: Group, axis: int, why: str) -> Group | None:
     if place == len(group.axes) - 1:
         return _tied_along(cx, group, axis)
     cells = group.atoms.reshape(-1, math.prod(group.atoms.shape[place + 1 :]))
-    cx.link(cells, None)
+    if place == 0:
+        cx.link(cells, None)
+    else:  # within an outer row, all indices along the axis vanish together
+        outer = cx.fresh((math.prod(group.atoms.shape[:place]),))
+        cx.link(cells, np.repeat(outer, group.atoms.shape[place]))
     return group
 
 

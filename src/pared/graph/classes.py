@@ -23,19 +23,31 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Grid:
-    """Rows of neurons that keep equally many each, or go as a whole.
+    """Neurons that lie in rows, some rows perhaps linked with rows elsewhere.
 
     Attributes:
-        rows: the neurons of each row; rows may share neurons (then they are equal).
-        units: rows, by number, that can only go together, with whatever else goes with them.
-        removable: for each unit, whether it may go.
-        extra: for each unit, the neurons outside the grid that go with it.
+        matrices: every grid that a reshape or a grouped convolution made, as neurons (rows, columns).
+        blocks: neurons that lie in the same rows; equal shares of every block leave equal rows. One tuple of blocks for each set of
+            rows that share neurons or a grid.
+        families: alternatives to equal shares: units of which some can go as a whole (a group, a head), each with all that goes along.
+        extra: neurons outside the rows that go with a row (the input channel of several depthwise outputs).
     """
 
-    rows: tuple[tuple[int, ...], ...]
-    units: tuple[tuple[int, ...], ...]
-    removable: tuple[bool, ...]
-    extra: tuple[tuple[int, ...], ...]
+    matrices: tuple[NDArray[np.int64], ...]
+    blocks: tuple[tuple[tuple[int, ...], ...], ...]
+    families: tuple[tuple[tuple[int, ...], ...], ...]
+    extra: tuple[int, ...]
+
+    @property
+    def members(self) -> set[int]:
+        """All neurons that the grid concerns."""
+        return {neuron for component in self.blocks for block in component for neuron in block} | set(self.extra)
+
+    @property
+    def name(self) -> str:
+        """The largest matrix, as "rows x columns"."""
+        rows, columns = max((matrix.shape for matrix in self.matrices), key=lambda shape: shape[0])
+        return f"{rows} x {columns}"
 
 
 @dataclass(frozen=True)
@@ -98,41 +110,50 @@ def lowest(neurons: tuple[int, ...], scores: Scores, number: int) -> list[int]:
 
 
 def _choose_in_grid(grid: Grid, scores: Scores, keep: float, multiple_of: int) -> list[int]:
-    """Whole rows or equal numbers of every row, whichever comes closer to the share and then loses less."""
-    rows, row_share = _choose_rows(grid, scores, keep)
-    columns, column_share = _choose_columns(grid, scores, keep, multiple_of)
-    if not rows or not columns:
-        return rows or columns
-    if abs(row_share - column_share) > 0.02:
-        return rows if abs(row_share - keep) < abs(column_share - keep) else columns
-    lost = [float(scores[list(dict.fromkeys(choice))].sum()) for choice in (rows, columns)]
-    return rows if lost[0] <= lost[1] else columns
+    """Equal shares of every row or whole rows, whichever comes closer to the share and then loses less."""
+    choice = {number: _choose_shares(grid, component, scores, keep, multiple_of) for number, component in enumerate(grid.blocks)}
+    for family in grid.families:
+        rows = _choose_rows(family, scores, keep)
+        touched = [number for number, component in enumerate(grid.blocks) if any(neuron in rows for block in component for neuron in block)]
+        if not rows or not _regular(grid, set(rows)):
+            continue
+        columns = [neuron for number in touched for neuron in choice[number]]
+        size = sum(len(block) for number in touched for block in grid.blocks[number])
+        inside = len([neuron for neuron in rows if neuron not in grid.extra])
+        gaps = [abs(1 - gone / size - keep) for gone in (inside, len(columns))]
+        lost = [float(scores[choice_].sum()) for choice_ in (rows, columns)]
+        if gaps[0] < gaps[1] - 0.02 or (abs(gaps[0] - gaps[1]) <= 0.02 and lost[0] <= lost[1]):
+            for number in touched:
+                choice[number] = []
+            choice[touched[0]] = rows
+    return [neuron for part in choice.values() for neuron in part]
 
 
-def _choose_rows(grid: Grid, scores: Scores, keep: float) -> tuple[list[int], float]:
-    members = [sorted({neuron for row in unit for neuron in grid.rows[row]} | set(extra)) for unit, extra in zip(grid.units, grid.extra, strict=True)]
-    candidates = [number for number, allowed in enumerate(grid.removable) if allowed]
-    stay = kept_count(len(members), keep)
-    number = min(len(members) - stay, len(candidates), len(members) - 1)
-    totals = {unit: float(scores[members[unit]].sum()) for unit in candidates}
+def _choose_rows(units: tuple[tuple[int, ...], ...], scores: Scores, keep: float) -> list[int]:
+    candidates = [number for number, unit in enumerate(units) if not np.isinf(scores[list(unit)]).any()]
+    number = min(len(units) - kept_count(len(units), keep), len(candidates))
+    totals = {unit: float(scores[list(units[unit])].sum()) for unit in candidates}
     gone = sorted(candidates, key=lambda unit: (totals[unit], -unit))[:number]
-    return [neuron for unit in gone for neuron in members[unit]], 1 - number / max(len(members), 1)
+    return list(dict.fromkeys(neuron for unit in gone for neuron in units[unit]))
 
 
-def _choose_columns(grid: Grid, scores: Scores, keep: float, multiple_of: int) -> tuple[list[int], float]:
-    distinct = list(dict.fromkeys(tuple(sorted(set(row))) for row in grid.rows))
-    if sum(map(len, distinct)) != len({neuron for row in distinct for neuron in row}):
-        return [], 1.0  # rows overlap in part: no number can be right for all of them
+def _choose_shares(grid: Grid, blocks: tuple[tuple[int, ...], ...], scores: Scores, keep: float, multiple_of: int) -> list[int]:
     removed: list[int] = []
-    shares = []
-    for row in distinct:
-        step = multiple_of // math.gcd(multiple_of, len(distinct))
-        stay = kept_count(len(row), keep, step)
-        removed += lowest(row, scores, len(row) - stay)
-        shares.append(stay / len(row))
+    for block in blocks:
+        stay = kept_count(len(block), keep, multiple_of // math.gcd(multiple_of, len(blocks)))
+        removed += lowest(block, scores, len(block) - stay)
     if any(np.isinf(scores[neuron]) for neuron in removed):
-        return [], 1.0  # more of a row has to stay than the share allows
-    return removed, float(np.mean(shares))
+        return []  # more of a block has to stay than the share allows
+    return removed if _regular(grid, set(removed)) else []
+
+
+def _regular(grid: Grid, removed: set[int]) -> bool:
+    """Whether all rows that stay keep equally many."""
+    for matrix in grid.matrices:
+        kept = (~np.isin(matrix, list(removed))).sum(axis=1)
+        if len(set(kept[kept > 0].tolist())) > 1:
+            return False
+    return True
 
 
 def build_classes(first: AnalysisPass, root: NDArray[np.int64], frozen: NDArray[np.bool_]) -> tuple[CutClass, ...]:
@@ -142,17 +163,14 @@ def build_classes(first: AnalysisPass, root: NDArray[np.int64], frozen: NDArray[
     together: DisjointSet = DisjointSet(neurons)
     for _, roots in produced:
         _merge(together, [int(neuron) for neuron in roots if not frozen[neuron]])
-    systems = _systems(first, root, frozen)
+    systems = _systems(first, root)
     for system in systems:
-        _merge(together, [neuron for row in system.rows for neuron in row if neuron in neurons])
-        _merge(together, [neuron for extra in system.extra for neuron in extra if neuron in neurons])
-        for extra, unit in zip(system.extra, system.units, strict=True):
-            _merge(together, [neuron for neuron in (*extra, *system.rows[unit[0]]) if neuron in neurons])
+        _merge(together, [neuron for neuron in sorted(system.members) if neuron in neurons])
     classes = []
     for subset in together.subsets():
         makers = tuple(producer for producer, roots in produced if not subset.isdisjoint(roots.tolist()))
-        grids = tuple(system for system in systems if any(neuron in subset for row in system.rows for neuron in row))
-        in_grid = {neuron for grid in grids for group in (*grid.rows, *grid.extra) for neuron in group}
+        grids = tuple(system for system in systems if not system.members.isdisjoint(subset))
+        in_grid = {neuron for grid in grids for neuron in grid.members}
         order = dict.fromkeys(int(neuron) for maker in makers for neuron in root[maker.atoms] if int(neuron) in subset)
         stuck = len({int(neuron) for maker in makers for neuron in root[maker.atoms] if frozen[neuron]})
         free = tuple(neuron for neuron in order if neuron not in in_grid)
@@ -161,80 +179,98 @@ def build_classes(first: AnalysisPass, root: NDArray[np.int64], frozen: NDArray[
     return tuple(sorted(classes, key=lambda found: min(found.neurons)))
 
 
-def _merge(together: DisjointSet, neurons: list[int]) -> None:
-    for neuron in neurons[1:]:
-        together.merge(neurons[0], neuron)
+def _merge(together: DisjointSet, members: list[int]) -> None:
+    for member in members[1:]:
+        together.merge(members[0], member)
 
 
-def _systems(first: AnalysisPass, root: NDArray[np.int64], frozen: NDArray[np.bool_]) -> list[Grid]:
-    """Grids that share neurons or whose rows are linked, as one; only their finest rows count."""
-    rows: dict[frozenset[int], None] = {}
-    for cells in (*first.grid_cells, *(link.cells for link in first.links)):
-        for row in root[cells]:
-            members = frozenset(row.tolist())
-            if len(members) > 1:
-                rows[members] = None
+@dataclass
+class _Rows:
+    """The finest rows of all grids and links, by number, and what they are linked with."""
+
+    members: list[frozenset[int]]
+    matrices: list[NDArray[np.int64]]
+    stuck: set[int]
+    partners: dict[int, set[int]]
+
+    def of(self, matrix: NDArray[np.int64]) -> list[int]:
+        """Numbers of the finest rows that are rows of `matrix`."""
+        number = {row: place for place, row in enumerate(self.members)}
+        return [number[row] for line in matrix if (row := frozenset(line.tolist())) in number]
+
+
+def _finest_rows(first: AnalysisPass, root: NDArray[np.int64]) -> _Rows:
+    matrices = [root[cells] for cells in (*first.grid_cells, *(link.cells for link in first.links))]
+    unique = {matrix.tobytes() + bytes(str(matrix.shape), "ascii"): matrix for matrix in matrices}
+    rows = dict.fromkeys(frozenset(line.tolist()) for matrix in unique.values() for line in matrix)
+    rows = {row: None for row in rows if len(row) > 1}
     by_member: dict[int, list[frozenset[int]]] = {}
     for row in rows:
         for neuron in row:
             by_member.setdefault(neuron, []).append(row)
     finest = [row for row in rows if not any(other < row for neuron in row for other in by_member[neuron])]
-    stuck_rows, partners = _linked(first, root, finest)
-    together: DisjointSet = DisjointSet(range(len(finest)))
-    _connect(together, finest, partners)
-    connected: DisjointSet = DisjointSet(range(len(finest)))
-    for subset in together.subsets():
-        _merge(connected, sorted(subset))
-    number = {row: place for place, row in enumerate(finest)}
-    for cells in (*first.grid_cells, *(link.cells for link in first.links)):
-        inside = [number[other] for line in root[cells] for other in {row for n in line.tolist() for row in by_member.get(n, [])} if other in number]
-        _merge(connected, inside)
-    return [_grid(sorted(subset), finest, together, (stuck_rows, partners, frozen)) for subset in connected.subsets()]
-
-
-def _linked(first: AnalysisPass, root: NDArray[np.int64], finest: list[frozenset[int]]) -> tuple[set[int], dict[int, set[int]]]:
-    """Which finest rows may not vanish, and the row neurons that each is linked with."""
     number = {row: place for place, row in enumerate(finest)}
     stuck: set[int] = set()
     partners: dict[int, set[int]] = {}
     for link in first.links:
         for place, line in enumerate(root[link.cells]):
             row = number.get(frozenset(line.tolist()))
-            if row is None:
-                continue
-            if link.rows is None or link.rows[place] == 0:
+            if row is not None and (link.rows is None or link.rows[place] == 0):
                 stuck.add(row)
-            else:
+            elif row is not None and link.rows is not None:
                 partners.setdefault(row, set()).add(int(root[link.rows[place]]))
-    return stuck, partners
+    return _Rows(finest, [matrix for matrix in unique.values() if (matrix[:, :1] != matrix).any()], stuck, partners)
 
 
-def _connect(together: DisjointSet, finest: list[frozenset[int]], partners: dict[int, set[int]]) -> None:
-    """Rows that share a neuron, or are linked with the same row neuron, go together."""
-    owners: dict[int, int] = {}
-    for place, row in enumerate(finest):
-        for neuron in (*row, *partners.get(place, ())):
-            together.merge(place, owners.setdefault(neuron, place))
+def _systems(first: AnalysisPass, root: NDArray[np.int64]) -> list[Grid]:
+    """Rows that share neurons, lie in one grid, or are linked, as one system."""
+    rows = _finest_rows(first, root)
+    numbers = range(len(rows.members))
+    linked, sharing, families = DisjointSet(numbers), DisjointSet(numbers), DisjointSet(numbers)
+    by_partner: dict[int, int] = {}
+    by_neuron: dict[int, int] = {}
+    for row in numbers:
+        for partner in rows.partners.get(row, ()):
+            linked.merge(row, by_partner.setdefault(partner, row))
+        for neuron in rows.members[row]:
+            sharing.merge(row, by_neuron.setdefault(neuron, row))
+    for unit in linked.subsets():
+        _merge(families, sorted(unit))
+    systems: DisjointSet = DisjointSet(numbers)
+    for matrix in rows.matrices:
+        _merge(families, rows.of(matrix))
+        _merge(sharing, [by_neuron[neuron] for neuron in np.unique(matrix).tolist() if neuron in by_neuron])
+    for subset in (*families.subsets(), *sharing.subsets()):
+        _merge(systems, sorted(subset))
+    return [_grid(sorted(subset), rows, (linked, sharing, families)) for subset in systems.subsets()]
 
 
-def _grid(
-    places: list[int], finest: list[frozenset[int]], together: DisjointSet, facts: tuple[set[int], dict[int, set[int]], NDArray[np.bool_]]
-) -> Grid:
-    stuck, partners, frozen = facts
-    local = {place: number for number, place in enumerate(places)}
-    units = list({together[place]: None for place in places})
-    members = [[place for place in places if together[place] == unit] for unit in units]
-    extra = [sorted({neuron for place in unit for neuron in partners.get(place, ())}) for unit in members]
-    inner = [{neuron for place in unit for neuron in finest[place]} for unit in members]
-    removable = [
-        not any(place in stuck for place in unit) and not any(frozen[neuron] for neuron in (*inside, *more))
-        for unit, inside, more in zip(members, inner, extra, strict=True)
+def _grid(numbers: list[int], rows: _Rows, sets: tuple[DisjointSet, DisjointSet, DisjointSet]) -> Grid:
+    linked, sharing, families = sets
+    inside = {neuron for row in numbers for neuron in rows.members[row]}
+    blocks: dict[int, dict[frozenset[int], list[int]]] = {}
+    for neuron in sorted(inside):
+        home = frozenset(row for row in numbers if neuron in rows.members[row])
+        blocks.setdefault(sharing[min(home)], {}).setdefault(home, []).append(neuron)
+    extra = {partner for row in numbers for partner in rows.partners.get(row, ())} - inside
+    units: dict[int, dict[int, set[int]]] = {}
+    stuck: set[int] = set()
+    for row in numbers:
+        unit = units.setdefault(families[row], {}).setdefault(linked[row], set())
+        unit |= rows.members[row] | rows.partners.get(row, set())
+        if row in rows.stuck:
+            stuck.add(linked[row])
+    alternatives = [
+        tuple(tuple(sorted(unit)) for name, unit in family.items()) for family in units.values() if not any(name in stuck for name in family)
     ]
     return Grid(
-        tuple(tuple(sorted(finest[place])) for place in places),
-        tuple(tuple(local[place] for place in unit) for unit in members),
-        tuple(removable),
-        tuple(map(tuple, extra)),
+        tuple(matrix for matrix in rows.matrices if not inside.isdisjoint(matrix.reshape(-1).tolist())),
+        tuple(tuple(map(tuple, component.values())) for component in blocks.values()),
+        tuple(family for family in alternatives if len(family) > 1 and _apart(family)),
+        tuple(sorted(extra)),
     )
 
 
+def _apart(family: tuple[tuple[int, ...], ...]) -> bool:
+    """Whether the units of a family share nothing, so that one can go without another."""
+    return sum(map(len, family)) == len({neuron for unit in family for neuron in unit})

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from pared.graph.analysis import Analysis
 from pared.graph.analysis_pass import attribute
 from pared.graph.labels import Atoms, Group, Labels
-from pared.graph.passes import Pass, Violation
+from pared.graph.passes import Emptied, Pass, Violation
 from pared.graph.rules import rule_for, unknown
 
 Gather = Callable[[Tensor], Tensor]
@@ -60,6 +60,7 @@ class CutPass(Pass):
         self._close_rows()
         for node in self.analysis.captured.module.graph.nodes:
             self.node, self._drawn = node, 0
+            self._check_not_empty(self._original(node))
             if node.op == "get_attr":
                 self.labels[node] = self._source(attribute(node))
             elif node.op == "call_function":
@@ -113,6 +114,12 @@ class CutPass(Pass):
                 groups.append(Group(group.axes, atoms))
             self._sources[id(value)] = (original, Labels(tuple(shape), tuple(groups)))
         return self._sources[id(value)][1]
+
+    def _check_not_empty(self, labels: Any) -> None:
+        for entry in labels if isinstance(labels, list | tuple) else [labels]:
+            for group in entry.groups if isinstance(entry, Labels) else ():
+                if not self.keep[self.root[group.atoms]].any():
+                    raise Emptied(self.node, group.atoms)
 
     def _compare(self, original: Any, now: Any) -> None:
         """The atoms on every axis must be those of the original that are kept, each as often."""

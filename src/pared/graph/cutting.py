@@ -19,9 +19,10 @@ from pared.core.errors import ModelError
 from pared.graph.analysis import Analysis, analyse
 from pared.graph.analysis_pass import Note, attribute
 from pared.graph.capture import Captured, as_inputs, capture, training_mode
+from pared.graph.classes import CutClass, Grid
 from pared.graph.cut_pass import CutPass
 from pared.graph.labels import Atoms, Labels
-from pared.graph.passes import Violation
+from pared.graph.passes import Emptied, Violation
 from pared.graph.repair import repair_integers, repair_leaves
 from pared.graph.rewritten import Rewritten
 
@@ -81,6 +82,9 @@ def follow(analysis: Analysis, choose: Choice) -> tuple[CutPass, tuple[str, ...]
         removed = choose(analysis)
         try:
             return CutPass(analysis, removed).run(), tuple(notes)
+        except Emptied as emptied:
+            first = emptied.atoms.reshape(-1)[:1]
+            analysis = analysis.refined(frozen=(Note(first, "is the last index of an axis", emptied.node),))
         except Violation as violation:
             touched = _classes_at(analysis, violation.node, removed)
             fresh = [index for index in touched if analysis.classes[index].grids and analysis.classes[index].neurons[0] not in aligned]
@@ -118,20 +122,13 @@ def _classes_at(analysis: Analysis, node: fx.Node, removed: list[int]) -> list[i
     return [index for index in losing if here & _members(analysis.classes[index])] or losing
 
 
-def _members(found: Any) -> set[int]:
-    return set(found.neurons) | {neuron for grid in found.grids for group in (*grid.rows, *grid.extra) for neuron in group}
+def _members(found: CutClass) -> set[int]:
+    return set(found.neurons).union(*(grid.members for grid in found.grids))
 
 
-def _aligned(grids: tuple[Any, ...]) -> list[tuple[Atoms, Atoms]]:
+def _aligned(grids: tuple[Grid, ...]) -> list[tuple[Atoms, Atoms]]:
     """Tie the rows of every grid position by position, so that all rows lose the same positions."""
-    ties = []
-    for grid in grids:
-        first: dict[int, tuple[int, ...]] = {}
-        for row in grid.rows:
-            leader = first.setdefault(len(row), row)
-            if leader is not row:
-                ties.append((np.array(leader), np.array(row)))
-    return ties
+    return [(matrix[0], row) for grid in grids for matrix in grid.matrices for row in matrix[1:]]
 
 
 def _names(own: nn.Module, captured: Captured) -> dict[int, list[str]]:

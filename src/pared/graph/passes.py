@@ -26,6 +26,14 @@ class Violation(ModelError):
         super().__init__(f"{node.name}: {message}")
 
 
+class Emptied(Violation):
+    """An axis from which everything would be removed; `atoms` are those of the axis."""
+
+    def __init__(self, node: fx.Node, atoms: Atoms) -> None:
+        self.atoms = atoms
+        super().__init__(node, "all indices of an axis would be removed")
+
+
 class Pass(ABC):
     """What a rule may ask while it handles `node`."""
 

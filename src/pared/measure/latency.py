@@ -74,7 +74,7 @@ def latency(
         inputs: a tensor or array, a tuple of them (one an input of the file), or for networks that adapt to their input a list of
             such tuples. Raw, as the file takes them. A file fixed to another batch gets as many samples as it wants.
         threads: of the engine.
-        seconds: of timed calls a file and input list, at least; never fewer than 60 calls.
+        seconds: of timed calls of the slowest file; never fewer than 60 calls of each.
         quick: a tenth of the seconds, for demonstrations.
 
     Returns:
@@ -145,7 +145,7 @@ def _warm_up(arm: _Arm) -> None:
 
 
 def _take_turns(arms: Sequence[_Arm], seconds: float) -> None:
-    """Call all arms in turn until each has its share of calls and of time; the order is reversed each round."""
+    """Call all arms in turn until they have their share of calls and of time; the order is reversed each round."""
     spent = [0.0] * len(arms)
     calls = 0
     for round_number in range(10**9):
@@ -155,7 +155,8 @@ def _take_turns(arms: Sequence[_Arm], seconds: float) -> None:
                 arms[which].call(index)
                 spent[which] += arms[which].times[index][-1]
             calls += 1
-        if calls * SESSIONS >= CALLS and min(spent) >= seconds:
+        # the slowest has used its time; waiting for the fastest would take as many times longer as it is faster
+        if calls * SESSIONS >= CALLS and max(spent) >= seconds:
             return
 
 

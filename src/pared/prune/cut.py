@@ -118,7 +118,7 @@ def plan(model: nn.Module, example_inputs: Tensor | Sequence[Any], *, leave: Seq
 
 def _plan_class(analysis: Analysis, found: CutClass) -> PlanClass:
     layers = tuple(dict.fromkeys(producer.parameter.rpartition(".")[0] or producer.parameter for producer in found.producers))
-    grids = tuple(f"{len(grid.rows)} x {len(grid.rows[0])}" for grid in found.grids)
+    grids = tuple(grid.name for grid in found.grids)
     why = analysis.inexact(np.array(found.neurons))
     return PlanClass(layers, len(found.neurons), grids, found.frozen, not why, tuple(why[:3]))
 

@@ -123,7 +123,7 @@ class Activity:
         activity, counted = active_fractions(analysis, _first_samples(batches, self.samples))
         scores = magnitude.copy()
         for found in analysis.classes:
-            roots = np.array(sorted({*found.neurons, *(n for grid in found.grids for row in grid.rows for n in row)}))
+            roots = np.array(found.neurons)
             if counted[roots].all():
                 scores[roots] = activity[roots] + tie_break[roots]
         return scores

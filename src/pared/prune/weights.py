@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import decimal
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from pared.core.errors import SettingsError, WeightsError
 from pared.core.problems import Problems
 from pared.core.rules import Mask, add_rule, find_rule
+from pared.prune.importance import Magnitude, Random
 from pared.training import Task, Train
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -76,6 +77,8 @@ class Weights:
         schedule: how the rounds share the work, see `keep_by_round`. With "one-shot" all is removed in the first round and the
             other rounds only tune, so that both can be compared at equal cost.
         tune: training after each round, such as "2ep"; None leaves the weights as they are.
+        importance: which weights go first: `Magnitude()`, the absolute value (its order ranks single numbers alike), or `Random()`, the
+            baseline that any choice has to beat.
         leave: paths of modules whose weights are not pruned, with all that is inside them.
 
     Raises:
@@ -95,6 +98,7 @@ class Weights:
     rounds: int = 1
     schedule: Literal["cubic", "one-shot"] = "cubic"
     tune: Train | None = None
+    importance: Magnitude | Random = field(default_factory=Magnitude)
     leave: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -103,6 +107,7 @@ class Weights:
         problems.check(self.scope in ("global", "layer"), "scope", "global or layer", self.scope)
         problems.number("rounds", self.rounds, low=1, integer=True)
         problems.check(self.schedule in ("cubic", "one-shot"), "schedule", "cubic or one-shot", self.schedule)
+        problems.check(isinstance(self.importance, Magnitude | Random), "importance", "Magnitude() or Random()", self.importance)
         problems.check(not isinstance(self.leave, str), "leave", "a list of module paths", self.leave)
         problems.raise_if_any()
         object.__setattr__(self, "tune", None if self.tune is None else Train.parse(self.tune))
@@ -113,13 +118,19 @@ class Weights:
         model = copy.deepcopy(model)
         layers = prunable(model, self.leave)
         for share in keep_by_round(self.keep, self.rounds, self.schedule):
-            scores = {path: layer.weight.detach().abs() for path, layer in layers.items()}
+            scores = self._scores(layers)
             alive = {path: _alive(layer) for path, layer in layers.items()}
             for path, mask in choose(scores, alive, share, self.scope).items():
                 _set_mask(model, layers[path], mask)
             if self.tune is not None:
                 task.tune(model, self.tune)
         return model
+
+    def _scores(self, layers: Mapping[str, Layer]) -> dict[str, Tensor]:
+        if isinstance(self.importance, Magnitude):
+            return {path: layer.weight.detach().abs() for path, layer in layers.items()}
+        generator = torch.Generator().manual_seed(self.importance.seed)  # anew in every round, so that what stays was to stay before
+        return {path: torch.rand(layer.weight.shape, generator=generator).to(layer.weight.device) for path, layer in layers.items()}
 
 
 def choose(scores: Mapping[str, Tensor], alive: Mapping[str, Tensor], keep: float, scope: Literal["global", "layer"]) -> dict[str, Tensor]:

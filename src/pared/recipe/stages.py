@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from pared.core.errors import RunError
 from pared.core.files import atomic_path
@@ -87,14 +88,14 @@ class Workshop:
             self.task.train.set_epoch(0)  # pyright: ignore[reportAttributeAccessIssue]
         task = dataclasses.replace(self.task, journal=self.directory.journal(stage.name), report=_naming(self.task.report, stage.name))
         began = time.perf_counter()
-        result = stage.method(model, task)
+        result = stage.method(own_copy(model), task)
         seconds = time.perf_counter() - began + self.past.get(stage.name, 0.0)
         self._same_as_before(stage.name, result)
         return result, seconds
 
     def deploy(self, model: nn.Module, path: Path, split: Split) -> Deployed:
         """Export a baked copy of `model` with the normalisation inside; a file that an earlier process left is kept."""
-        baked = bake(copy.deepcopy(model)).cpu().eval()
+        baked = bake(own_copy(model)).cpu().eval()
         if not path.exists():
             raw = dataclasses.replace(self.on_cpu, normalize=None).example_inputs()
             export(baked, raw, path, normalize=self.on_cpu.normalize)
@@ -122,6 +123,19 @@ class Workshop:
                 f"{self.directory.path}: stage {name} gave other weights than before the run was stopped. Resume on the same machine with the "
                 f"same versions and {before['threads']} threads (now {now['threads']}), or start again in another directory."
             )
+
+
+def own_copy(model: nn.Module) -> nn.Module:
+    """A deep copy whose weight rules can be baked without a trace in the original.
+
+    A parametrized layer has a class made for it, which a deep copy shares and `remove_parametrizations` takes apart.
+    """
+    result = copy.deepcopy(model)
+    for module in result.modules():
+        if parametrize.is_parametrized(module):
+            kind = type(module)
+            module.__class__ = type(kind.__name__, kind.__bases__, dict(kind.__dict__))
+    return result
 
 
 def stage_seed(seed: int, name: str) -> int:

@@ -15,6 +15,7 @@ from pared.recipe.decode import Mistake, Mistakes, build, decode, mistake, neare
 from pared.recipe.methods import METHODS, method_name, settings
 from pared.training import Train
 
+_DEEPEST = 20  # levels; PyYAML's time grows with the square of the depth
 _LARGEST = 100_000  # bytes; a recipe is a page, and a damaged or wrong file shouldn't be parsed for minutes
 
 
@@ -98,7 +99,11 @@ def _flow(value: Any) -> str:
 
 def _compose(text: str) -> yaml.MappingNode:
     try:
+        depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise Mistakes([Mistake(event.start_mark.line + 1, f"this is nested more than {_DEEPEST} deep, which no recipe is.")])
             # an alias can blow a page up to gigabytes, and a recipe has no use for one
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise Mistakes([Mistake(event.start_mark.line + 1, "anchors and aliases (& and *) can't be used here; write the value out.")])
@@ -108,9 +113,8 @@ def _compose(text: str) -> yaml.MappingNode:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise Mistakes([Mistake(mark.line + 1 if mark else 1, f"this is not YAML: {error.problem or error.context}.")]) from None
-    except (yaml.YAMLError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
-        raise Mistakes([Mistake(1, f"this is not YAML: {reason}.")]) from None
+    except yaml.YAMLError as error:
+        raise Mistakes([Mistake(1, f"this is not YAML: {str(error).splitlines()[0]}.")]) from None
     if root is None:
         raise Mistakes([Mistake(1, "the file is empty. A recipe has a list of steps, such as `steps: [quantize.int8]`.")])
     if not isinstance(root, yaml.MappingNode):

@@ -54,7 +54,7 @@ def write_page(run_directory: str | Path) -> Path:
             baselines=baseline_rows(run) if run.baselines else [],
             metric_name=words.metric_title(run.compressed.metric),
             layers=layer_charts(run.layers),
-            measured=words.measured_how(run.compressed),
+            measured=words.measured_how(run),
             environment=_stamp(run.environment),
         )
     )
@@ -98,7 +98,7 @@ def write_comparison(directory: str | Path, runs: Sequence[str | Path]) -> Path:
             ],
             charts=charts,
             chart_notes=notes_on(networks),
-            measured=words.measured_how(read[0].compressed),
+            measured=list(dict.fromkeys(sentence for run in read for sentence in words.measured_how(run))),
             environment=_stamp(next((run.environment for run in read if run.environment), None)),
         )
     )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pared.report.run import Metric, Profile, Run
+from pared.report.run import Metric, Run
 
 UNKNOWN = "–"
 MINUS = "\N{MINUS SIGN}"
@@ -196,9 +196,9 @@ def comparison_headline(runs: Sequence[Run]) -> str:
     return f"{start}: up to {' and '.join(parts)}" if parts else f"{start}, none smaller or faster than the original"
 
 
-def measured_how(profile: Profile) -> list[str]:
-    """How the numbers of a profile came about, one sentence each, as far as it is recorded."""
-    sentences = []
+def measured_how(run: Run) -> list[str]:
+    """How the numbers of a run came about, one sentence each, as far as it is recorded."""
+    profile, sentences = run.compressed, []
     if profile.macs is not None:
         sentences.append("A MAC is one multiply-add; MACs are counted for one input.")
     if profile.wire_bytes is not None:
@@ -212,6 +212,10 @@ def measured_how(profile: Profile) -> list[str]:
         known = ", ".join(part for part in parts if part)
         tail = f", measured with {known}" if known else ""
         sentences.append(f"Latency is the median time of one call{tail}; original and compressed are timed in turns in one process.")
+    if any(step.name.startswith("dynamic.") for step in run.steps):
+        sentences.append(
+            "The compressed network spends more on some inputs than on others; its MACs and latency are means over test inputs."
+        )
     if (quality := profile.metric) is not None:
         where = f" on the {quality.where} split" if quality.where else ""
         source = f", read from {quality.file}" if quality.file else ""

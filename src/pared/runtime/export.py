@@ -14,6 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import onnx
+import onnx.compose
+import onnx.version_converter
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -89,7 +91,7 @@ def model_proto(model: nn.Module, example_inputs: Tensor | Sequence[Any], normal
         raise CaptureError(f"{type(model).__name__}: its weights take {size / 1e9:.1f} GB, an ONNX file holds 2 GB. Compress it in parts.")
     if isinstance(model, ExportsItself):
         with training_mode(model, False):
-            proto = model.to_onnx(inputs)
+            proto = _at_opset(model.to_onnx(inputs))
         if normalize is not None:
             proto = _merge(_translate(normalize, inputs), proto)
     else:
@@ -211,11 +213,19 @@ def _untranslated(model: nn.Module, program: torch.export.ExportedProgram, error
     return f"{type(model).__name__} can't be exported: {what}{where}. Replace it by operators that ONNX has."
 
 
+def _at_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
+    current = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), OPSET)
+    return proto if current == OPSET else onnx.version_converter.convert_version(proto, OPSET)
+
+
 def _merge(first: onnx.ModelProto, second: onnx.ModelProto) -> onnx.ModelProto:
     """Put the outputs of `first` into the inputs of `second`."""
     first = onnx.compose.add_prefix(canonical(first), "normalize_")
     joints = [(out.name, into.name) for out, into in zip(first.graph.output, second.graph.input, strict=True)]
     first.ir_version = second.ir_version = max(first.ir_version, second.ir_version)
+    for value, into in zip(first.graph.input, second.graph.input, strict=True):
+        if value.type.tensor_type.shape.dim and into.type.tensor_type.shape.dim:  # a batch that the network fixes is fixed for all
+            value.type.tensor_type.shape.dim[0].CopyFrom(into.type.tensor_type.shape.dim[0])
     return onnx.compose.merge_models(first, second, io_map=joints)
 
 

@@ -6,7 +6,8 @@ from collections import OrderedDict
 
 from torch import nn
 
-from pared.architecture.nets.common import check_settings, init_glorot, scaled
+from pared.architecture.nets.initial_weights import init_glorot
+from pared.architecture.nets.settings import check_settings, scaled
 
 
 def lenet300(*, classes: int = 10, channels: int = 1, size: int = 28, width: float = 1.0) -> nn.Module:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pared.architecture.nets.common import check_settings, init_kaiming, scaled
+from pared.architecture.nets.initial_weights import init_kaiming
+from pared.architecture.nets.settings import check_settings, scaled
 
 
 class PaddedShortcut(nn.Module):

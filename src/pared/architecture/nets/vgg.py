@@ -6,7 +6,8 @@ from collections import OrderedDict
 
 from torch import nn
 
-from pared.architecture.nets.common import check_settings, init_kaiming, scaled
+from pared.architecture.nets.initial_weights import init_kaiming
+from pared.architecture.nets.settings import check_settings, scaled
 
 
 def vgg16(*, classes: int = 10, channels: int = 3, size: int = 32, width: float = 1.0) -> nn.Module:

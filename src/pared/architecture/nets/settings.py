@@ -1,10 +1,8 @@
-"""What the reference networks share: checks of their settings, widths, initial weights."""
+"""What the reference networks share: checks of their settings, and widths."""
 
 from __future__ import annotations
 
 import math
-
-from torch import nn
 
 from pared.core.errors import ModelError
 
@@ -39,23 +37,3 @@ def check_settings(net: str, *, classes: int, channels: int, size: int, width: f
 def scaled(units: int, width: float) -> int:
     """`units` times `width`, rounded, at least 1."""
     return max(1, round(units * width))
-
-
-def init_glorot(net: nn.Module) -> nn.Module:
-    """Give all weights normal values of variance 2 / (fan_in + fan_out), all biases zero (Frankle and Carbin 2019, section 2)."""
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.xavier_normal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    return net
-
-
-def init_kaiming(net: nn.Module) -> nn.Module:
-    """Give all weights normal values of variance 2 / fan_in, all biases zero (He et al. 2015, section 2.2)."""
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    return net
