@@ -17,7 +17,8 @@ from pared.graph.fold import fold_batch_norm, folded
 def randomise(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            assert module.running_mean is not None and module.running_var is not None
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_()
             module.running_var.uniform_(0.1, 3)
             if module.affine:
@@ -47,7 +48,8 @@ def test_outputs_are_equal_and_no_norm_is_left(name: str) -> None:
     small = fold_batch_norm(graph)
     with torch.no_grad():
         torch.testing.assert_close(small(x), model(x), rtol=1e-5, atol=1e-5)
-    assert set(small.state_dict()) == {"0.weight", "0.bias"} and all(p.requires_grad for p in small.parameters())
+    assert set(small.state_dict()) == {"0.weight", "0.bias"}
+    assert all(p.requires_grad for p in small.parameters())
     assert not any("batch_norm" in node.name for node in small.graph.nodes)
     assert all(torch.equal(value, before[key]) for key, value in graph.state_dict().items())  # the input is as it was
 
@@ -56,7 +58,9 @@ def test_formula_against_numpy() -> None:
     random = np.random.default_rng(0)
     weight, bias = random.normal(size=(4, 3, 2, 2)), random.normal(size=4)
     gamma, beta, mean, var = random.normal(size=4), random.normal(size=4), random.normal(size=4), random.uniform(0.1, 2, 4)
-    found_weight, found_bias = folded(*(torch.from_numpy(a) for a in (weight, bias)), tuple(torch.from_numpy(a) for a in (gamma, beta, mean, var)), 1e-3)  # type: ignore[arg-type]
+    found_weight, found_bias = folded(
+        *(torch.from_numpy(a) for a in (weight, bias)), tuple(torch.from_numpy(a) for a in (gamma, beta, mean, var)), 1e-3
+    )  # type: ignore[arg-type]
     for channel in range(4):
         factor = gamma[channel] / np.sqrt(var[channel] + 1e-3)
         np.testing.assert_allclose(found_weight[channel], weight[channel] * factor)
@@ -113,7 +117,9 @@ def test_what_cannot_be_folded_stays(model: nn.Module, shape: tuple[int, ...]) -
 
 def test_training_form_stays() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
-    assert any("batch_norm" in node.name for node in fold_batch_norm(capture(model, torch.randn(2, 3, 4, 4), train=True).module).graph.nodes)
+    assert any(
+        "batch_norm" in node.name for node in fold_batch_norm(capture(model, torch.randn(2, 3, 4, 4), train=True).module).graph.nodes
+    )
 
 
 def test_result_copies_pickles_captures_and_trains() -> None:

@@ -102,7 +102,15 @@ def deployed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp(request.param)
     small = Int8()(model, task_of(x, train=list(zip(x.split(100), y.split(100), strict=True))))
     files = [export(net, test_x[:2], folder / f"{name}.onnx") for name, net in (("original", model), ("small", small))]
-    return {"name": request.param, "model": model, "small": small, "x": test_x, "y": test_y, "original.onnx": files[0], "small.onnx": files[1]}
+    return {
+        "name": request.param,
+        "model": model,
+        "small": small,
+        "x": test_x,
+        "y": test_y,
+        "original.onnx": files[0],
+        "small.onnx": files[1],
+    }
 
 
 def test_trained_network_keeps_its_answers(deployed: dict) -> None:
@@ -122,10 +130,15 @@ def test_file_is_a_quarter(deployed: dict) -> None:
 
 def test_engine_runs_integers_from_input_to_logits(deployed: dict) -> None:
     found = operators(deployed["small.onnx"])
-    assert found[0] == "QuantizeLinear" and found.count("QuantizeLinear") == 1 and "DequantizeLinear" not in found
+    assert found[0] == "QuantizeLinear"
+    assert found.count("QuantizeLinear") == 1
+    assert "DequantizeLinear" not in found
     floats = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "Add", "Relu", "MaxPool", "GlobalAveragePool", "ReduceMean"}
     assert floats.isdisjoint(found)
-    expected = {"lenet": {"QLinearConv": 2, "QGemm": 3, "NhwcMaxPool": 2}, "resnet": {"QLinearConv": 6, "QLinearAdd": 2, "QLinearGlobalAveragePool": 1, "QGemm": 1}}
+    expected = {
+        "lenet": {"QLinearConv": 2, "QGemm": 3, "NhwcMaxPool": 2},
+        "resnet": {"QLinearConv": 6, "QLinearAdd": 2, "QLinearGlobalAveragePool": 1, "QGemm": 1},
+    }
     assert {kind: found.count(kind) for kind in expected[deployed["name"]]} == expected[deployed["name"]]
 
 
@@ -213,7 +226,9 @@ def test_errors_are_clear() -> None:
     task = task_of(torch.randn(8, 4))
     with pytest.raises(SettingsError) as caught:
         Int8(calibration=0, method="max", reduce_range=1, skip=(3,))  # type: ignore[arg-type]
-    assert [problem.split(" must")[0] for problem in caught.value.problems] == [f"quantize.int8: {field}" for field in ("calibration", "method", "reduce_range", "skip")]
+    assert [problem.split(" must")[0] for problem in caught.value.problems] == [
+        f"quantize.int8: {field}" for field in ("calibration", "method", "reduce_range", "skip")
+    ]
     with pytest.raises(SettingsError, match=r"skip must name modules of Sequential. Got 'head'"):
         Int8(skip=("head",))(layer, task)
     empty = task_of(torch.randn(8, 4), train=[(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))])
@@ -233,8 +248,10 @@ def test_input_model_is_untouched_and_masks_are_baked() -> None:
     add_rule(model[0], "weight", Mask(keep))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     small = Int8()(model, task_of(torch.randn(16, 6)))
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()) and model.training
-    assert bool((small.get_buffer("0.weight")[~keep] == 0).all()) and small.get_buffer("0.weight").dtype == torch.int8
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training
+    assert bool((small.get_buffer("0.weight")[~keep] == 0).all())
+    assert small.get_buffer("0.weight").dtype == torch.int8
 
 
 def test_calibration_takes_the_first_samples_and_repeats() -> None:

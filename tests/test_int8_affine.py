@@ -37,7 +37,8 @@ def test_values_survive_a_round_trip_within_half_a_step() -> None:
     scale, zero_point = choose_qparams(-0.7, 1.3)
     integers = np.clip(np.rint(values / scale) + zero_point, 0, 255)
     assert np.abs(scale * (integers - zero_point) - values).max() <= scale / 2 * 1.01 + scale * 0.5  # the last: the zero point's rounding
-    assert integers.min() == 0 and integers.max() == 255
+    assert integers.min() == 0
+    assert integers.max() == 255
 
 
 def test_tiny_range_does_not_divide_by_zero() -> None:
@@ -63,16 +64,19 @@ def test_outlier_wrecks_minmax_only() -> None:
         body = values[:-1]
         return float(((torch.round(body / scale) + zero).clamp(0, 255) - zero).mul(scale).sub(body).square().mean())
 
-    assert wide == (low, 500.0) and error(wide) > 100 * error(percentile)
+    assert wide == (low, 500.0)
+    assert error(wide) > 100 * error(percentile)
     assert percentile == pytest.approx((-3.9, 3.9), abs=0.3)  # 0.005 % of a Gaussian lie beyond 3.89 on each side
-    assert squares[1] < 500.0 and squares[1] / 500.0 == pytest.approx(squares[0] / low)
+    assert squares[1] < 500.0
+    assert squares[1] / 500.0 == pytest.approx(squares[0] / low)
 
 
 def test_percentile_against_numpy() -> None:
     values = torch.rand(50_000) ** 4 * 8
     counts, low, high = histogram(values)
     found = affine_range(counts, low, high, "percentile")
-    assert found[0] == 0.0 and found[1] == pytest.approx(np.percentile(values.numpy(), 99.99), abs=2 * high / 2048)
+    assert found[0] == 0.0
+    assert found[1] == pytest.approx(np.percentile(values.numpy(), 99.99), abs=2 * high / 2048)
 
 
 def test_mse_is_the_least_of_all_candidates() -> None:
@@ -87,7 +91,8 @@ def test_mse_is_the_least_of_all_candidates() -> None:
         return float((counts.numpy() * (scale * (rounded - zero) - centres) ** 2).sum())
 
     best = min(range(1, 101), key=error)
-    assert found == pytest.approx((low * best / 100, high * best / 100)) and best < 100
+    assert found == pytest.approx((low * best / 100, high * best / 100))
+    assert best < 100
 
 
 def test_ties_keep_the_widest_range() -> None:
@@ -108,12 +113,15 @@ def test_weights_against_numpy() -> None:
                 expected = np.rint(array[channel] / scale)
                 assert scales[channel] == scale
                 np.testing.assert_array_equal(np.moveaxis(integers.numpy(), axis, 0)[channel], expected)
-            assert int(integers.abs().max()) == limit and integers.dtype == torch.int8
+            assert int(integers.abs().max()) == limit
+            assert integers.dtype == torch.int8
 
 
 def test_channels_of_zeros_and_least_scales() -> None:
     integers, scales = quantize_weight(torch.tensor([[0.0, 0.0], [0.63, 0.0]]))
-    assert integers.tolist() == [[0, 0], [63, 0]] and scales.tolist() == pytest.approx([0.01, 0.01])
+    assert integers.tolist() == [[0, 0], [63, 0]]
+    assert scales.tolist() == pytest.approx([0.01, 0.01])
     assert quantize_weight(torch.zeros(2, 2))[1].tolist() == [1.0, 1.0]
     integers, scales = quantize_weight(torch.tensor([[0.63], [0.63]]), least_scale=torch.tensor([0.0, 0.1]))
-    assert integers.tolist() == [[63], [6]] and scales.tolist() == pytest.approx([0.01, 0.1])
+    assert integers.tolist() == [[63], [6]]
+    assert scales.tolist() == pytest.approx([0.01, 0.1])

@@ -31,8 +31,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_fields(files: dict[str, Path]) -> None:
     found = latency(files, torch.zeros(1, 64), quick=True)
     for entry in found.values():
-        assert entry.calls >= 60 and entry.batch == 1 and entry.threads == 1 and entry.engine.startswith("onnxruntime 1.")
-        assert 0 < entry.minimum <= entry.median and entry.minimum <= entry.p90
+        assert entry.calls >= 60
+        assert entry.batch == 1
+        assert entry.threads == 1
+        assert entry.engine.startswith("onnxruntime 1.")
+        assert 0 < entry.minimum <= entry.median
+        assert entry.minimum <= entry.p90
         assert set(entry.to_dict()) == {"median", "p90", "batch", "threads", "engine"}
     assert found["large"].median > 3 * found["small"].median  # 2.3 million MACs to 256
 
@@ -49,7 +53,9 @@ def test_interleaving(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "WARM_UP", 0.0)
     monkeypatch.setattr(module, "FOREIGN", 2.0)
     latency(files, torch.zeros(1, 64), seconds=1e-6)
-    assert len(order) == 3 * (2 + 20 * 2 * 2)  # three sessions: a warm-up call of each, then 20 rounds of an untimed and a timed call of each
+    assert len(order) == 3 * (
+        2 + 20 * 2 * 2
+    )  # three sessions: a warm-up call of each, then 20 rounds of an untimed and a timed call of each
     first = order[: len(order) // 3]
     assert first[:2] == ["large", "small"]
     for number in range(20):
@@ -59,7 +65,9 @@ def test_interleaving(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -
 
 def test_several_inputs_are_averaged() -> None:
     summary = module._summary([[0.001, 0.002, 0.003], [0.010, 0.010, 0.040]], 1, 1)
-    assert summary.median == pytest.approx(6.0) and summary.minimum == pytest.approx(5.5) and summary.calls == 6
+    assert summary.median == pytest.approx(6.0)
+    assert summary.minimum == pytest.approx(5.5)
+    assert summary.calls == 6
     assert summary.p90 == pytest.approx(25.0)
 
 

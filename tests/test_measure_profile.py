@@ -74,7 +74,8 @@ def test_samples() -> None:
     task = make_task()
     samples = sample_inputs(task, "test", 9)
     everything = torch.cat([inputs for inputs, _ in task.test])
-    assert len(samples) == 9 and all(entry[0].shape == (1, 6) for entry in samples)
+    assert len(samples) == 9
+    assert all(entry[0].shape == (1, 6) for entry in samples)
     assert torch.equal(torch.cat([entry[0] for entry in samples]), everything[:9])
     assert len(sample_inputs(task, "test", 1000)) == 17
 
@@ -108,4 +109,5 @@ def test_networks_that_adapt_report_their_mean(tmp_path: Path) -> None:
     assert isinstance(model, AdaptsToInput)
     file = export(model, task.example_inputs(), tmp_path / "small.onnx")
     found = profile(model, file, task, "test")
-    assert found.macs == 10 and found.latency.calls >= 3 * 17  # every one of the 17 test samples is timed in each of three sessions
+    assert found.macs == 10
+    assert found.latency.calls >= 3 * 17

@@ -258,7 +258,7 @@ def test_comparison_links_to_the_pages_of_the_runs(tmp_path: Path) -> None:
     edit(runs[1], compressed=profile((9, 9, 9_000, 0.2, 0.99)), ratios={}, drop=0.0017)
     page = Page(write_comparison(tmp_path, runs).read_text())
     assert [link for link in page.links if not link.startswith("#")] == ["prune/report.html", "a%20b%23c/report.html"]
-    assert "2 recipes: up to 192 times smaller (a b#c) and 3.2 times faster (prune)" in page.text
+    assert ("2 recipes: up to 192 times smaller (a b#c, 0.17 points less) and 3.2 times faster (prune, 0.33 points less)") in page.text
     assert "192 times smaller, 1.5 times slower in spite of 254,778 times fewer MACs, 0.2 points less accurate on test" in page.text
     assert page.tags.count("figure") == 2
 

@@ -122,7 +122,7 @@ def test_result_is_schema_1(finished: Path) -> None:
         assert keys(step["profile"]) == PROFILE
         assert step["profile"]["metric"]["split"] == "valid"
     assert [step["name"] for step in content["steps"]] == ["test_runner.halve", "prune.weights"]
-    assert content["steps"][0]["settings"]["importance"] == {"widest": {}}
+    assert content["steps"][0]["settings"]["importance"] == "widest"
     assert set(content["ratios"]) == {"params", "macs", "file_bytes", "wire_bytes", "latency"}
 
 
@@ -165,7 +165,7 @@ def test_directory_holds_everything(finished: Path) -> None:
         assert file.get_tensor("0.weight").shape == (8, 6)
         assert (file.get_tensor("0.weight") == 0).any()
         architecture = json.loads(file.metadata()["architecture"])
-    assert architecture[1] == {"path": "0", "class": "torch.nn.modules.linear.Linear", "settings": "in_features=6, out_features=8, bias=True"}
+    assert architecture["modules"][1] == {"path": "0", "class": "torch.nn.modules.linear.Linear", "settings": "in_features=6, out_features=8, bias=True"}
 
 
 def test_baselines(finished: Path) -> None:

@@ -13,17 +13,24 @@ from pared.runtime import Engine
 
 
 def write(path: Path, shape: str = "n, 2") -> Path:
-    text = f'<ir_version: 8, opset_import: ["": 17]> g (float[{shape}] x, int64[n] i) => (float[{shape}] y, int64[n] j) {{ y = Relu(x) j = Identity(i) }}'
+    head = '<ir_version: 8, opset_import: ["": 17]>'
+    text = f"{head} g (float[{shape}] x, int64[n] i) => (float[{shape}] y, int64[n] j) {{ y = Relu(x) j = Identity(i) }}"
     onnx.save(onnx.parser.parse_model(text), path)
     return path
 
 
 def test_runs_and_describes_its_inputs(tmp_path: Path) -> None:
     engine = Engine(write(tmp_path / "g.onnx"), threads=2)
-    assert engine.input_names == ("x", "i") and engine.output_names == ("y", "j")
-    assert engine.input_shapes == (("n", 2), ("n",)) and engine.batch is None and engine.threads == 2
+    assert engine.input_names == ("x", "i")
+    assert engine.output_names == ("y", "j")
+    assert engine.input_shapes == (("n", 2), ("n",))
+    assert engine.batch is None
+    assert engine.threads == 2
     y, j = engine.run(np.array([[-1.0, 2.0]]), np.array([5], dtype=np.int32))  # other types are converted
-    assert y.tolist() == [[0.0, 2.0]] and j.tolist() == [5] and y.dtype == np.float32 and j.dtype == np.int64
+    assert y.tolist() == [[0.0, 2.0]]
+    assert j.tolist() == [5]
+    assert y.dtype == np.float32
+    assert j.dtype == np.int64
 
 
 def test_fixed_batch(tmp_path: Path) -> None:

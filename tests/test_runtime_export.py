@@ -60,13 +60,20 @@ def test_file_has_no_metadata_and_short_names(tmp_path: Path) -> None:
     model = small()
     proto = onnx.load(export(model, torch.rand(2, 1, 8, 8), tmp_path / "small.onnx"))
     graph = proto.graph
-    assert [value.name for value in graph.input] == ["input"] and [value.name for value in graph.output] == ["output"]
+    assert [value.name for value in graph.input] == ["input"]
+    assert [value.name for value in graph.output] == ["output"]
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch" == graph.output[0].type.tensor_type.shape.dim[0].dim_param
-    assert proto.producer_name == "pared" and not proto.producer_version and not proto.metadata_props and not graph.value_info
+    assert proto.producer_name == "pared"
+    assert not proto.producer_version
+    assert not proto.metadata_props
+    assert not graph.value_info
     assert not any(node.metadata_props or node.doc_string for node in graph.node)
-    assert all(len(node.name) <= 6 for node in graph.node) and all(len(tensor.name) == 1 for tensor in graph.initializer)
+    assert all(len(node.name) <= 6 for node in graph.node)
+    assert all(len(tensor.name) == 1 for tensor in graph.initializer)
     kinds = [node.op_type for node in graph.node]
-    assert "BatchNormalization" not in kinds and "GlobalAveragePool" in kinds and "ReduceMean" not in kinds
+    assert "BatchNormalization" not in kinds
+    assert "GlobalAveragePool" in kinds
+    assert "ReduceMean" not in kinds
     assert (tmp_path / "small.onnx").stat().st_size < sum(parameter.nbytes for parameter in model.parameters()) + 700
 
 
@@ -114,7 +121,8 @@ def test_two_inputs_and_two_outputs(tmp_path: Path) -> None:
     model = TwoInputs()
     file = export(model, (torch.rand(2, 3), torch.tensor([0, 4])), tmp_path / "two.onnx")
     engine = Engine(file)
-    assert engine.input_names == ("input", "input_1") and engine.output_names == ("output", "output_1")
+    assert engine.input_names == ("input", "input_1")
+    assert engine.output_names == ("output", "output_1")
     x, index = torch.rand(3, 3), torch.tensor([1, 2, 3])
     for found, expected in zip(engine.run(x.numpy(), index.numpy()), model(x, index), strict=True):
         np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-6)
@@ -216,9 +224,11 @@ class Chooser(nn.Module):
 @pytest.mark.parametrize("normalize", [None, Pixels()])
 def test_network_that_writes_its_own_onnx(tmp_path: Path, normalize: nn.Module | None) -> None:
     model = Chooser()
-    assert isinstance(model, ExportsItself) and not isinstance(small(), ExportsItself)
+    assert isinstance(model, ExportsItself)
+    assert not isinstance(small(), ExportsItself)
     engine = Engine(export(model, torch.rand(1, 2), tmp_path / "chooser.onnx", normalize))
-    assert engine.batch == 1 and engine.input_names == ("input",)
+    assert engine.batch == 1
+    assert engine.input_names == ("input",)
     for x in (torch.tensor([[3.0, 1.0]]), torch.tensor([[-3.0, -1.0]])):
         expected = model(x if normalize is None else normalize(x))
         np.testing.assert_allclose(engine.run(x.numpy())[0], expected.numpy(), atol=1e-6)
@@ -229,5 +239,7 @@ def test_xz_is_the_same_each_time_and_unpacks(tmp_path: Path) -> None:
     file.write_bytes(b"weights" * 1000)
     packed = write_xz(file)
     first = packed.read_bytes()
-    assert packed.name == "small.onnx.xz" and lzma.decompress(first) == file.read_bytes() and len(first) < 200
+    assert packed.name == "small.onnx.xz"
+    assert lzma.decompress(first) == file.read_bytes()
+    assert len(first) < 200
     assert write_xz(file).read_bytes() == first

@@ -50,7 +50,8 @@ def test_ties_go_to_even() -> None:
 def test_gradient_passes_inside_the_range_only() -> None:
     x = torch.tensor([-1.0, 0.0, 0.12, 25.4, 25.5, 26.0], requires_grad=True)  # 255 * 0.1 = 25.5 is the top
     quantize_dequantize(x, torch.tensor(0.1), torch.tensor(0, dtype=torch.uint8)).backward(torch.arange(1.0, 7.0))
-    assert x.grad is not None and x.grad.tolist() == [0.0, 2.0, 3.0, 4.0, 5.0, 0.0]
+    assert x.grad is not None
+    assert x.grad.tolist() == [0.0, 2.0, 3.0, 4.0, 5.0, 0.0]
 
 
 @pytest.mark.parametrize("name", ["quantize", "quantize_dequantize"])
@@ -58,7 +59,9 @@ def test_operators_are_registered_soundly(name: str) -> None:
     arguments = (torch.randn(2, 3), torch.tensor(0.1), torch.tensor(3, dtype=torch.uint8), 0)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(getattr(torch.ops.pared, name).default, arguments, test_utils=checks)
-    torch.library.opcheck(torch.ops.pared.dequantize.default, (torch.ones(2, 3, dtype=torch.int8), torch.ones(2), None, 0), test_utils=checks)
+    torch.library.opcheck(
+        torch.ops.pared.dequantize.default, (torch.ones(2, 3, dtype=torch.int8), torch.ones(2), None, 0), test_utils=checks
+    )
 
 
 class Stored(nn.Module):

@@ -51,6 +51,27 @@ def test_one_sgd_step_is_what_numpy_says() -> None:
     np.testing.assert_allclose(model.bias.detach().numpy(), bias - 0.5 * 1.9 * slope.sum(0), atol=1e-6)
 
 
+def test_many_steps_are_what_numpy_says() -> None:
+    data = batches(3)
+    model = nn.Linear(5, 3)
+    model.weight.grad = torch.full((3, 5), 7.0)  # what another loop left behind must not count
+    weights = [model.weight.detach().numpy().astype(np.float64), model.bias.detach().numpy().astype(np.float64)]
+    speed = [np.zeros((3, 5)), np.zeros(3)]
+    plan = Train(epochs=2, optimizer="sgd", learning_rate=0.5, momentum=0.8, weight_decay=0.01, warmup=1 / 3, schedule="linear")
+    fit(model, task(train=data), plan)
+    for step, (inputs, targets) in enumerate(data * 2):
+        rate = 0.5 * (1.0 if step == 0 else 1 - (step - 1) / 5)
+        scores = inputs.numpy() @ weights[0].T + weights[1]
+        probability = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+        slope = (probability - np.eye(3)[targets.numpy()]) / 8
+        slopes = [slope.T @ inputs.numpy() + 0.01 * weights[0], slope.sum(0)]
+        for number in (0, 1):
+            speed[number] = 0.8 * speed[number] + slopes[number]
+            weights[number] = weights[number] - rate * (slopes[number] + 0.8 * speed[number])
+    np.testing.assert_allclose(model.weight.detach().numpy(), weights[0], atol=1e-5)
+    np.testing.assert_allclose(model.bias.detach().numpy(), weights[1], atol=1e-5)
+
+
 def test_it_learns_and_ends_in_eval_mode() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))

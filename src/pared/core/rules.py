@@ -71,6 +71,9 @@ def bake(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         if not parametrize.is_parametrized(module):
             continue
+        kind = type(module)
+        # a parametrized module has a class made for it, which copies share and which removing takes apart: give this one its own
+        module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
         for name in list(module.parametrizations):
             if any(isinstance(rule, WeightRule) for rule in module.parametrizations[name]):
                 trainable = module.parametrizations[name].original.requires_grad

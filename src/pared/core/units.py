@@ -69,7 +69,7 @@ class Bytes:
 
     def __str__(self) -> str:
         for unit, size in (("GB", 1000**3), ("MB", 1000**2), ("kB", 1000)):
-            if self.count >= size:
+            if self.count >= size * 0.9995:
                 return f"{self.count / size:.3g} {unit}"
         return f"{self.count} B"
 

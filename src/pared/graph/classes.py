@@ -31,12 +31,27 @@ class Grid:
             rows that share neurons or a grid.
         families: alternatives to equal shares: units of which some can go as a whole (a group, a head), each with all that goes along.
         extra: neurons outside the rows that go with a row (the input channel of several depthwise outputs).
+        links: a row and the neuron with which it vanishes.
     """
 
     matrices: tuple[NDArray[np.int64], ...]
     blocks: tuple[tuple[tuple[int, ...], ...], ...]
     families: tuple[tuple[tuple[int, ...], ...], ...]
     extra: tuple[int, ...]
+    links: tuple[tuple[tuple[int, ...], int], ...]
+
+    def closed(self, removed: list[int]) -> list[int]:
+        """With all that goes along: the row of a neuron that is gone, and the neuron whose whole row is gone."""
+        gone = set(removed)
+        before = -1
+        while len(gone) != before:
+            before = len(gone)
+            for row, partner in self.links:
+                if partner in gone:
+                    gone.update(row)
+                elif gone.issuperset(row):
+                    gone.add(partner)
+        return sorted(gone)
 
     @property
     def members(self) -> set[int]:
@@ -126,7 +141,7 @@ def _choose_in_grid(grid: Grid, scores: Scores, keep: float, multiple_of: int) -
             for number in touched:
                 choice[number] = []
             choice[touched[0]] = rows
-    return [neuron for part in choice.values() for neuron in part]
+    return grid.closed([neuron for part in choice.values() for neuron in part])
 
 
 def _choose_rows(units: tuple[tuple[int, ...], ...], scores: Scores, keep: float) -> list[int]:
@@ -242,6 +257,8 @@ def _systems(first: AnalysisPass, root: NDArray[np.int64]) -> list[Grid]:
         _merge(sharing, [by_neuron[neuron] for neuron in np.unique(matrix).tolist() if neuron in by_neuron])
     for subset in (*families.subsets(), *sharing.subsets()):
         _merge(systems, sorted(subset))
+    for row, partners in rows.partners.items():
+        _merge(systems, [row, *(by_neuron[partner] for partner in partners if partner in by_neuron)])
     return [_grid(sorted(subset), rows, (linked, sharing, families)) for subset in systems.subsets()]
 
 
@@ -268,6 +285,7 @@ def _grid(numbers: list[int], rows: _Rows, sets: tuple[DisjointSet, DisjointSet,
         tuple(tuple(map(tuple, component.values())) for component in blocks.values()),
         tuple(family for family in alternatives if len(family) > 1 and _apart(family)),
         tuple(sorted(extra)),
+        tuple((tuple(rows.members[row]), partner) for row in numbers for partner in sorted(rows.partners.get(row, ()))),
     )
 
 

@@ -81,7 +81,7 @@ def place(module: nn.Module, path: str, value: Tensor) -> None:
 
 def readers(module: fx.GraphModule, tensor: Tensor) -> list[fx.Node]:
     """Nodes that read a parameter or buffer, under whatever name (tied weights have several)."""
-    sources = [n for n in module.graph.nodes if n.op == "get_attr" and read(module, n.target) is tensor]
+    sources = [n for n in module.graph.nodes if n.op == "get_attr" and read(module, str(n.target)) is tensor]
     return [user for source in sources for user in source.users]
 
 
@@ -91,17 +91,17 @@ def argument(node: fx.Node, index: int, default: Any = None) -> Any:
 
 
 def _can_fold(module: fx.GraphModule, norm: fx.Node) -> bool:
-    layer = norm.args[0]
+    layer = argument(norm, 0)
     if not isinstance(layer, fx.Node) or argument(norm, 5) is not False or len(layer.users) != 1:
         return False
-    if not all(entry is None or _is_constant(entry) for entry in norm.args[1:5]) or norm.args[3] is None:
+    if not all(entry is None or _is_constant(entry) for entry in norm.args[1:5]) or argument(norm, 3) is None:
         return False
     if packet(layer) not in (*CONVOLUTIONS, *TRANSPOSED, aten.linear) or layer.kwargs:
         return False
     value = layer.meta.get("val")
     if packet(layer) is aten.linear and (value is None or value.dim() != 2):
         return False  # behind more axes the norm's channels aren't the layer's outputs
-    weight, bias = layer.args[1], argument(layer, 2)
+    weight, bias = argument(layer, 1), argument(layer, 2)
     if not _is_constant(weight) or not (bias is None or _is_constant(bias)):
         return False
     return all(len(readers(module, read(module, str(entry.target)))) == 1 for entry in (weight, bias) if entry is not None)
@@ -111,15 +111,21 @@ def _is_constant(argument: Any) -> bool:
     return isinstance(argument, fx.Node) and argument.op == "get_attr"
 
 
+def _read_argument(module: fx.GraphModule, node: fx.Node, index: int) -> Tensor | None:
+    source = argument(node, index)
+    return None if source is None else read(module, source.target)
+
+
 def _fold(module: fx.GraphModule, norm: fx.Node) -> None:
-    layer: Any = norm.args[0]
-    source, bias_source = layer.args[1], argument(layer, 2)
-    gamma, beta, mean, var = (None if entry is None else read(module, entry.target) for entry in norm.args[1:5])
+    layer = argument(norm, 0)
+    source, bias_source = argument(layer, 1), argument(layer, 2)
+    gamma, beta, mean, var = (_read_argument(module, norm, index) for index in range(1, 5))
     weight, bias = read(module, source.target), None if bias_source is None else read(module, bias_source.target)
     groups = argument(layer, _GROUPS_OF_TRANSPOSED, 1) if packet(layer) in TRANSPOSED else None
-    assert mean is not None and var is not None
+    assert mean is not None
+    assert var is not None
     with torch.no_grad():
-        new_weight, new_bias = folded(weight, bias, (gamma, beta, mean, var), norm.args[7], groups)
+        new_weight, new_bias = folded(weight, bias, (gamma, beta, mean, var), argument(norm, 7), groups)
     place(module, source.target, nn.Parameter(new_weight, weight.requires_grad))
     trainable = weight.requires_grad if bias is None else bias.requires_grad
     if bias_source is None:

@@ -86,6 +86,6 @@ def _outputs(engine: Engine, inputs: tuple[Tensor, ...]) -> Any:
         found = [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
     for name, output in zip(engine.output_names, found, strict=True):
         if np.issubdtype(output.dtype, np.floating) and np.isnan(output).any():
-            raise ModelError(f"{engine.path}: {name} is NaN for some samples. Check the weights, or keep the layer that overflows in float.")
+            raise ModelError(f"{engine.path}: {name} is NaN for some samples. Check the weights and the inputs.")
     tensors = tuple(torch.from_numpy(output) for output in found)
     return tensors[0] if len(tensors) == 1 else tensors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,7 +56,7 @@ def calibrate(module: fx.GraphModule, nodes: Collection[fx.Node], batches: Batch
     _run(module, extremes, batches)
     if method == "minmax":
         return {node: (min(seen.low, 0.0), max(seen.high, 0.0)) for node, seen in extremes.items()}
-    histograms = {node: _Histogram(min(seen.low, 0.0), max(seen.high, 0.0), torch.zeros(BINS, dtype=torch.float64)) for node, seen in extremes.items()}
+    histograms = {node: _Histogram(min(seen.low, 0.0), max(seen.high, 0.0)) for node, seen in extremes.items()}
     _run(module, histograms, batches)
     return {node: affine_range(seen.counts, seen.low, seen.high, method) for node, seen in histograms.items()}
 
@@ -71,7 +71,7 @@ class _Extremes:
             return
         low, high = (float(entry) for entry in torch.aminmax(value.detach()))
         if not (abs(low) < float("inf") and abs(high) < float("inf")):
-            raise ModelError(f"{name}: values aren't finite on the calibration data, so they have no int8 range. Check the inputs and weights.")
+            raise ModelError(f"{name}: values aren't finite on the calibration data, so they have no range. Check the inputs and weights.")
         self.low, self.high = min(self.low, low), max(self.high, high)
 
 
@@ -79,7 +79,7 @@ class _Extremes:
 class _Histogram:
     low: float
     high: float
-    counts: Tensor
+    counts: Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64))
 
     def note(self, value: Tensor, name: str) -> None:
         if self.low < self.high:

@@ -77,11 +77,9 @@ def place_quantizers(module: fx.GraphModule, skip: Collection[str] = ()) -> Plac
     kinds = _kinds(module, skip)
     inside = _between_layers(nodes, kinds)
     core = {node for node in nodes if kinds[node] in (Kind.LAYER, Kind.PRODUCT)}
-    clipped = {
-        node.args[0]: node
-        for node in nodes
-        if kinds[node] is Kind.CLIP and len(node.args[0].users) == 1 and (node.args[0] in core or (node.args[0] in inside and kinds[node.args[0]] is Kind.ARITHMETIC))
-    }
+    hosts = core | {node for node in inside if kinds[node] is Kind.ARITHMETIC}
+    clips = [node for node in nodes if kinds[node] is Kind.CLIP and node.args[0] in hosts and len(node.args[0].users) == 1]
+    clipped = {node.args[0]: node for node in clips}
     absorbed = set(clipped.values())
     wanted: set[fx.Node] = set()
     for node in nodes:
@@ -92,8 +90,8 @@ def place_quantizers(module: fx.GraphModule, skip: Collection[str] = ()) -> Plac
     root: dict[fx.Node, fx.Node] = {}
     for node in nodes:
         if node in wanted:
-            source = _passed_on(node, kinds) if node in inside and kinds[node] is Kind.PASSING else None
-            root[node] = root.get(source, node) if source is not None else node
+            passes = node in inside and kinds[node] is Kind.PASSING
+            root[node] = root[_passed_on(node, kinds)] if passes else node
     makers = core | inside | absorbed
     layers = {node: 1 if packet(node) in TRANSPOSED else 0 for node in nodes if kinds[node] in (Kind.LAYER, Kind.WEIGHT_ONLY)}
     return Placement(layers, root, frozenset(set(root) & makers), frozenset(core | (inside - absorbed)))
@@ -140,8 +138,8 @@ def _kind(node: fx.Node) -> Kind:
     if target is aten.cat:
         parts = node.args[0]
         return Kind.ARITHMETIC if isinstance(parts, list | tuple) and _are_activations(parts) else Kind.OTHER
-    if target is aten.mean and not argument(node, 2, False):
-        return Kind.OTHER  # only global average pools have an integer kernel
+    if (target is aten.mean and not argument(node, 2, False)) or (target is aten.hardtanh and argument(node, 1, -1.0) != 0):
+        return Kind.OTHER  # engines have an integer kernel for global average pools only, and fuse no clip that starts below 0
     for kind, targets in ((Kind.ARITHMETIC, _UNARY), (Kind.CLIP, _CLIPS), (Kind.PASSING, _PASSING), (Kind.SPLIT, _SPLITS)):
         if target in targets:
             return kind if _are_activations(node.args[:1]) else Kind.OTHER
@@ -171,12 +169,12 @@ def _has_own_weight(module: fx.GraphModule, node: fx.Node, skip: Collection[str]
     if tensor.dtype != torch.float32 or any(path.startswith(f"{name}.") for name in skip):
         return False
     alike = TRANSPOSED if packet(node) in TRANSPOSED else CONVOLUTIONS | {aten.linear}
-    return all(packet(reader) in alike and reader.args[1] in reader.all_input_nodes and _reads_as_weight(module, reader, tensor) for reader in readers(module, tensor))
+    return all(packet(reader) in alike and _reads_as_weight(module, reader, tensor) for reader in readers(module, tensor))
 
 
 def _reads_as_weight(module: fx.GraphModule, reader: fx.Node, tensor: torch.Tensor) -> bool:
-    weight = reader.args[1]
-    return isinstance(weight, fx.Node) and weight.op == "get_attr" and read(module, str(weight.target)) is tensor and reader.args[0] is not weight
+    sources = [part for part in reader.all_input_nodes if part.op == "get_attr" and read(module, str(part.target)) is tensor]
+    return sources == [reader.args[1]] and reader.args[1] not in (reader.args[0], argument(reader, 2))
 
 
 def _inputs(node: fx.Node, kind: Kind) -> list[fx.Node]:

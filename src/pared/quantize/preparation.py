@@ -14,13 +14,12 @@ aten = torch.ops.aten
 
 MAX_POOLS = frozenset({aten.max_pool1d, aten.max_pool2d, aten.max_pool3d})
 ALIASES = frozenset(
-    getattr(aten, name)
-    for name in (
-        "view reshape flatten unflatten transpose permute t numpy_T squeeze unsqueeze slice select expand chunk split split_with_sizes unbind "
-        "detach alias contiguous dropout dropout2d feature_dropout narrow unfold view_as expand_as movedim"
-    ).split()
-    if hasattr(aten, name)
+    {aten.view, aten.view_as, aten.reshape, aten.flatten, aten.unflatten, aten.squeeze, aten.unsqueeze, aten.expand, aten.expand_as}
+    | {aten.transpose, aten.permute, aten.movedim, aten.t, aten.numpy_T, aten.slice, aten.select, aten.narrow, aten.unfold}
+    | {aten.chunk, aten.split, aten.split_with_sizes, aten.unbind, aten.detach, aten.alias, aten.contiguous}
+    | {aten.dropout, aten.feature_dropout, aten.alpha_dropout}  # these return their input in eval mode
 )
+"""Operators whose result may share the memory of their input."""
 
 
 def prepare(module: fx.GraphModule) -> fx.GraphModule:
@@ -95,7 +94,7 @@ def _twin(node: fx.Node) -> Any:
     operator = packet(node)
     if operator is None or not writes_in_place(node) or not operator.__name__.endswith("_") or not isinstance(node.args[0], fx.Node):
         return None
-    return getattr(getattr(aten, operator.__name__.removesuffix("_"), None), node.target._overloadname, None)
+    return getattr(getattr(aten, operator.__name__.removesuffix("_"), None), getattr(node.target, "_overloadname", ""), None)
 
 
 def _keep_axes(graph: fx.Graph, node: fx.Node) -> None:

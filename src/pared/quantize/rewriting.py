@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from pared.graph.fold import argument, packet, place, read, rebuilt
 from pared.quantize.affine import Range, choose_qparams, quantize_weight
 from pared.quantize.placement import Placement
-from pared.runtime import qdq
+from pared.runtime import qdq as qdq  # registers torch.ops.pared
 
 aten = torch.ops.aten
 

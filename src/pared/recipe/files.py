@@ -23,13 +23,13 @@ from pared.training import Machine
 def save_weights(model: nn.Module, path: Path, described: dict[str, str]) -> None:
     """Write all parameters and persistent buffers as safetensors, to go on training from without a pickle.
 
-    Tensors that are shared are written once; the metadata says under "shared" which other names they have. The metadata's
-    "architecture" lists every module with its class and settings.
+    The metadata has one entry, "architecture", in JSON: "modules" lists every module with its class and settings, "shared" the further
+    names of tensors that have several (they are written once). One entry, because safetensors writes several in random order.
 
     Args:
         model: a baked network.
         path: the file.
-        described: further texts for the metadata.
+        described: further entries of that JSON.
 
     Raises:
         RunError: if the file can't be written.
@@ -44,14 +44,14 @@ def save_weights(model: nn.Module, path: Path, described: dict[str, str]) -> Non
             continue
         owners[key] = name
         tensors[name] = tensor.detach().cpu().contiguous().clone()
-    architecture = [
+    modules = [
         {"path": name, "class": f"{type(module).__module__}.{type(module).__qualname__}", "settings": _settings(module)}
         for name, module in model.named_modules()
     ]
-    texts = {**described, "architecture": json.dumps(architecture), "shared": json.dumps(shared), "pared": pared.__version__}
+    architecture = json.dumps({**described, "modules": modules, "shared": shared, "pared": pared.__version__})
     with atomic_path(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata=texts)
+            save_file(tensors, temporary, metadata={"architecture": architecture})
         except Exception as error:
             # safetensors reports a full disk with an exception of its own
             raise OSError(str(error)) from error

@@ -6,6 +6,7 @@ import dataclasses
 import re
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from pared.architecture import LowRank
@@ -89,7 +90,7 @@ def _plain(value: Any, hint: Any, only_changed: bool) -> Any:
         return value
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(item, Any, only_changed) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): _plain(item, Any, only_changed) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         if is_unit(type(value)):

@@ -94,7 +94,7 @@ def dumps(recipe: Recipe) -> str:
 
 
 def _flow(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**9, allow_unicode=True).strip()
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**9).strip()
 
 
 def _compose(text: str) -> yaml.MappingNode:

@@ -186,12 +186,13 @@ def headline(run: Run) -> str:
 
 
 def comparison_headline(runs: Sequence[Run]) -> str:
-    """How many recipes, and which of them came out smallest and fastest."""
+    """How many recipes, and which of them came out smallest and fastest, at what cost."""
     parts = []
     for key, better in (("file_bytes", "times smaller"), ("latency", "times faster")):
         best = max(runs, key=lambda run: run.ratios.get(key, 0.0))
         if (most := best.ratios.get(key, 0.0)) >= 1.05:
-            parts.append(f"{ratio(most)} {better} ({best.name})")
+            cost = change_of_drop(best)
+            parts.append(f"{ratio(most)} {better} ({best.name}{f', {cost}' if cost else ''})")
     start = f"{len(runs)} {'recipe' if len(runs) == 1 else 'recipes'}"
     return f"{start}: up to {' and '.join(parts)}" if parts else f"{start}, none smaller or faster than the original"
 
@@ -213,9 +214,7 @@ def measured_how(run: Run) -> list[str]:
         tail = f", measured with {known}" if known else ""
         sentences.append(f"Latency is the median time of one call{tail}; original and compressed are timed in turns in one process.")
     if any(step.name.startswith("dynamic.") for step in run.steps):
-        sentences.append(
-            "The compressed network spends more on some inputs than on others; its MACs and latency are means over test inputs."
-        )
+        sentences.append("A network that stops early computes more for some inputs than for others; its MACs and latency are means.")
     if (quality := profile.metric) is not None:
         where = f" on the {quality.where} split" if quality.where else ""
         source = f", read from {quality.file}" if quality.file else ""

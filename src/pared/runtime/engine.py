@@ -63,7 +63,7 @@ class Engine:
             raise ModelError(f"{self.path}: takes {len(self.input_names)} inputs ({', '.join(self.input_names)}). Got {len(arrays)}.")
         feed = {name: np.asarray(array, kind) for name, array, kind in zip(self.input_names, arrays, self._input_types, strict=True)}
         try:
-            return self._session.run(None, feed)
+            return [np.asarray(output) for output in self._session.run(None, feed)]
         except Exception as error:
             shapes = ", ".join(str(array.shape) for array in arrays)
             raise ModelError(f"{self.path}: can't run on inputs of shape {shapes}. {_first_line(error)}") from error

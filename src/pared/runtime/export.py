@@ -153,7 +153,7 @@ def _program(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.Exported
     """Trace with a dynamic batch, else with any axes that torch finds dynamic, else with the example's shapes."""
     two, error = batch_of_two(inputs), None
     for size in (torch.export.Dim("batch", min=1), torch.export.Dim.AUTO):
-        shapes = torch.export.ShapesCollection()
+        shapes: Any = torch.export.ShapesCollection()  # by tensor, so that it fits any signature
         for x in two:
             if isinstance(x, Tensor) and x.dim() and len(x) == _length(two):
                 shapes[x] = {0: size}
@@ -204,7 +204,8 @@ def _untranslated(model: nn.Module, program: torch.export.ExportedProgram, error
     name = re.search(r"translating node %(\w+)", text)
     words = [name[1]] if name else []
     words += [operator[1].rpartition(".")[2]] if operator else []  # a part of a composite operator, so look for its name too
-    node = next((node for word in words for node in program.graph.nodes if node.op == "call_function" and word in f"{node.name} {node.target}"), None)
+    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    node = next((node for word in words for node in calls if word in f"{node.name} {node.target}"), None)
     what = f"the operator {operator[1]} has no ONNX form" if operator else reasons[-1].strip().splitlines()[0].rstrip(".")
     where = ""
     if node is not None:
@@ -235,8 +236,9 @@ def _compare(model: nn.Module, inputs: tuple[Any, ...], file: Path, named: Path)
     count = engine.batch
     if count is not None:
         inputs = tuple(x[:count] if isinstance(x, Tensor) and x.dim() else x for x in inputs)
+    copies = tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)  # a forward may write into its inputs
     with training_mode(model, False), torch.no_grad():
-        expected = [x.detach().cpu().numpy() for x in pytree.tree_leaves(model(*inputs)) if isinstance(x, Tensor)]
+        expected = [x.detach().cpu().numpy() for x in pytree.tree_leaves(model(*copies)) if isinstance(x, Tensor)]
     found = engine.run(*(x.detach().cpu().numpy() for x in inputs if isinstance(x, Tensor)))
     quantized = any(node.op_type == "QuantizeLinear" for node in onnx.load(str(file), load_external_data=False).graph.node)
     for index, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
@@ -245,7 +247,10 @@ def _compare(model: nn.Module, inputs: tuple[Any, ...], file: Path, named: Path)
         error = _distance(ours.astype(np.float64), theirs.astype(np.float64), quantized)
         limit = _INT8_TOLERANCE if quantized else _TOLERANCE
         if not error <= limit:
-            raise ModelError(f"{named}: output {index} differs from the model's by {error:.2g} of its size (allowed: {limit:g}), so no file was written.")
+            raise ModelError(
+                f"{named}: output {index} differs from the model's by {error:.2g} of its size (allowed: {limit:g}), so it wasn't written. "
+                "Does the forward draw random numbers in eval mode?"
+            )
 
 
 def _distance(ours: np.ndarray, theirs: np.ndarray, quantized: bool) -> float:

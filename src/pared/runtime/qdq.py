@@ -99,13 +99,14 @@ def _onnx_quantize(x: Any, scale: Any, zero_point: Any, axis: int = 0) -> Any:
 def _onnx_dequantize(q: Any, scale: Any, zero_point: Any = None, axis: int = 0) -> Any:
     if zero_point is None and q.dtype == ir.DataType.INT8:
         # ONNX Runtime computes Gemm in int8 only if the zero point of the weight is spelled out
-        zeros = np.zeros(tuple(int(size) for size in scale.shape), np.int8)
-        zero_point = op.Constant(value=ir.tensor(zeros))
+        zeros: Any = ir.tensor(np.zeros(tuple(int(size) for size in scale.shape), np.int8))
+        zero_point = op.Constant(value=zeros)
     return op.DequantizeLinear(q, scale, zero_point, axis=axis)
 
 
 def _onnx_quantize_dequantize(x: Any, scale: Any, zero_point: Any, axis: int = 0) -> Any:
-    return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero_point, axis=axis), scale, zero_point, axis=axis)
+    integers: Any = op.QuantizeLinear(x, scale, zero_point, axis=axis)
+    return op.DequantizeLinear(integers, scale, zero_point, axis=axis)
 
 
 def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
