@@ -74,7 +74,8 @@ def _spread(ratios: list[float]) -> dict[str, float]:
 def machine() -> dict[str, Any]:
     """Versions and processor."""
     info = Path("/proc/cpuinfo")
-    models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
         "cpu": models[0] if models else platform.processor(),
         "cores": len(models) or None,

@@ -296,7 +296,7 @@ class Volume(nn.Module):
         self.b, self.f = nn.Conv3d(8, 8, 3, padding=1), nn.Linear(64, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.f(F.adaptive_avg_pool3d(self.b(self.n(self.a(x)).relu()).relu(), 2).flatten(1))
+        return self.f(F.avg_pool3d(self.b(self.n(self.a(x)).relu()).relu(), (2, 3, 3)).flatten(1))
 
 
 class Gated(nn.Module):

@@ -56,7 +56,8 @@ def test_dead_neurons_are_cut_without_a_change(name: str, seed: int) -> None:
     cut = Chooser(0.5, Random(seed)).cut(model, inputs)
     dead = killed(model, cut)
     assert_equal(outputs(dead, inputs), outputs(cut.model, inputs))
-    small = prune.cut(dead, inputs, keep=0.5)
+    # where ranges of channels overlap, one may have had to stay for an axis not to become empty, so that fewer than half are dead
+    small = prune.cut(dead, inputs, keep=0.6 if name == "pieces" else 0.5)
     assert_equal(outputs(dead, inputs), outputs(small, inputs))
     size = [sum(parameter.numel() for parameter in net.parameters()) for net in (model, small)]
     assert size[1] < 0.75 * size[0]
@@ -146,7 +147,7 @@ def test_whole_groups_go_where_that_loses_less() -> None:
         half = layer.weight.shape[0] // 2
         layer.weight.data[half:] = 0
         layer.bias.data[half:] = 0
-    small = prune.cut(model, inputs, keep=0.5)
+    small = prune.cut(model, inputs, keep={"g": 0.5})
     assert_equal(outputs(model, inputs), outputs(small, inputs))
     assert small.g.groups == 2
     assert small.g.weight.shape == (6, 2, 3)

@@ -90,7 +90,9 @@ def test_loss_of_images_averages_over_places():
 
 
 def test_half_precision_is_computed_in_32_bits():
-    loss = distillation_loss(torch.tensor([[300.0, -300.0]], dtype=torch.float16), torch.tensor([[-300.0, 300.0]], dtype=torch.float16), 1.0)
+    loss = distillation_loss(
+        torch.tensor([[300.0, -300.0]], dtype=torch.float16), torch.tensor([[-300.0, 300.0]], dtype=torch.float16), 1.0
+    )
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(600, rel=1e-3)
 
@@ -201,6 +203,8 @@ def test_mistakes_are_named():
         Teach()(small_net(), toy_task())
     with pytest.raises(SettingsError) as error:
         Teach(temperature=0, weight=2, epochs=-1)
-    assert [problem.split(" must be ")[0] for problem in error.value.problems] == [f"distill.teach: {field}" for field in ("temperature", "weight", "epochs")]
+    assert [problem.split(" must be ")[0] for problem in error.value.problems] == [
+        f"distill.teach: {field}" for field in ("temperature", "weight", "epochs")
+    ]
     with pytest.raises(ModelError, match=r"teacher answers in shape \(8, 2\), the student in \(8, 3\)"):
         Teach(epochs=1)(small_net(), toy_task(teacher=nn.Linear(4, 2)))

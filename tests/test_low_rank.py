@@ -258,7 +258,7 @@ def test_settings():
     assert [problem.split(" must be ")[0].split(": ")[1] for problem in error.value.problems] == ["rank", "layers", "leave", "only_if_pays"]
     with pytest.raises(SettingsError, match="energy must be a number at least 0 and at most 1"):
         LowRank(energy=1.1)
-    with pytest.raises(SettingsError, match="leave must be the path of a module of the model. Got 'nowhere'"):
+    with pytest.raises(SettingsError, match=r"leave must be the path of a module of the model. Got 'nowhere'"):
         LowRank(leave=("nowhere",))(nn.Linear(2, 2), toy_task(2))
 
 

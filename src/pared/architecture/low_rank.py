@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import decimal
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from pared.core.problems import Problems
 from pared.core.rules import bake
 from pared.training import Task, Train, evaluating
 
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _CONVOLUTIONS: tuple[type[Convolution], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BLOCK = 8  # engines compute the channels of a convolution in blocks of 8: a rank of 5 takes as long as one of 8
 _MANY = 32  # output channels from which a few channels more or less don't matter
@@ -59,7 +59,7 @@ def svd_linear(layer: nn.Linear, rank: int) -> nn.Sequential:
 
 
 def svd_convolution(layer: Convolution, rank: int) -> nn.Sequential:
-    """The convolution to `rank` channels only, and a 1×1 convolution from there to the outputs (Denton et al. 2014, 1404.0736, section 3.2).
+    """A convolution to `rank` channels only, and a 1×1 convolution from there to the outputs (Denton et al. 2014, 1404.0736).
 
     Stride, padding and dilation stay with the first, which sees the image; only the second has the bias. The weight is decomposed as a
     matrix of shape (outputs, inputs · kernel), so the error is that of `svd_linear`.
@@ -155,7 +155,8 @@ class LowRank:
         for path in self.leave:
             problems.check(path in paths and path != "", "leave", "the path of a module of the model", path)
         problems.raise_if_any()
-        kinds: tuple[type[nn.Module], ...] = {"both": (nn.Linear, *_CONVOLUTIONS), "linear": (nn.Linear,), "convolution": _CONVOLUTIONS}[self.layers]
+        kinds: list[type[nn.Module]] = [nn.Linear] if self.layers != "convolution" else []
+        kinds += _CONVOLUTIONS if self.layers != "linear" else ()
         left = {id(inner) for path in self.leave for inner in paths[path].modules()}
         made: dict[int, nn.Sequential | None] = {}
         replaced = []
@@ -233,6 +234,6 @@ def _check_runs(model: nn.Module, task: Task, replaced: list[str]) -> None:
             model.to(task.machine.device)(*task.example_inputs())
     except Exception as error:
         raise ModelError(
-            f"architecture.low_rank: {type(model).__name__} doesn't run with low-rank layers ({error}). It reads the weight of a layer itself; "
-            f"name that layer in leave. Replaced were: {', '.join(replaced)}."
+            f"architecture.low_rank: {type(model).__name__} doesn't run with low-rank layers ({error}). It reads the weight of a layer "
+            f"itself; name that layer in leave. Replaced were: {', '.join(replaced)}."
         ) from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class Teach:
 
     temperature: float = 4.0
     weight: float = 0.9
-    train: Train = Train(epochs=5)
+    train: Train = field(default_factory=partial(Train, epochs=5))
     epochs: int | None = None
 
     def __post_init__(self) -> None:
@@ -58,7 +59,9 @@ class Teach:
     def __call__(self, model: nn.Module, task: Task) -> nn.Module:
         """Return a copy of `model`, taught by `task.teacher`."""
         if task.teacher is None:
-            raise SettingsError("distill.teach: there is no teacher. Put the method into a Recipe, or give the task one: Task(…, teacher=model).")
+            raise SettingsError(
+                "distill.teach: there is no teacher. Put the method into a Recipe, or give the task one, Task(…, teacher=…)."
+            )
         student = copy.deepcopy(model)
         teacher = copy.deepcopy(task.teacher).to(task.machine.device).eval().requires_grad_(False)
 

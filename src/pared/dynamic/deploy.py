@@ -19,7 +19,8 @@ def to_onnx(network: Staged, example_inputs: tuple[Any, ...]) -> onnx.ModelProto
 
     After each head: Softmax, ReduceMax and GreaterOrEqual say who is sure, NonZero lists the others. If there are any, the body of an
     `If` takes their activations with Gather and runs the next stage and head on them; ScatterND puts their logits in their places. An
-    engine skips the body of an `If` whose condition is false, so a stage that nobody needs costs nothing. The outputs are those of the torch network for any batch.
+    engine skips the body of an `If` whose condition is false, so a stage that nobody needs costs nothing. The outputs are those of the
+    torch network for any batch. Each part keeps its weights inside its own branch, where engines may reorder them for speed.
 
     Args:
         network: in eval mode, with stages of one output.
@@ -36,13 +37,9 @@ def to_onnx(network: Staged, example_inputs: tuple[Any, ...]) -> onnx.ModelProto
     names = [f"x_{index}" for index in range(len(first.graph.input))]
     nodes, initializers, logits = builder.level(0, names)
     classes = (parts[0][1] or first).graph.output[0].type.tensor_type
-    graph = helper.make_graph(
-        nodes,
-        "early_exit",
-        [_renamed(value, name) for value, name in zip(first.graph.input, names, strict=True)],
-        [_renamed(helper.make_value_info("", helper.make_tensor_type_proto(classes.elem_type, ["batch", classes.shape.dim[1].dim_value])), logits)],
-        initializers,
-    )
+    inputs = [_renamed(value, name) for value, name in zip(first.graph.input, names, strict=True)]
+    output = helper.make_tensor_value_info(logits, classes.elem_type, ["batch", classes.shape.dim[1].dim_value])
+    graph = helper.make_graph(nodes, "early_exit", inputs, [output], initializers)
     return helper.make_model(graph, opset_imports=builder.opsets, ir_version=first.ir_version)
 
 

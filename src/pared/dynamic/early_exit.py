@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import onnx
@@ -14,6 +15,8 @@ from pared.dynamic.deploy import to_onnx
 from pared.dynamic.thresholds import NEVER
 from pared.graph import count
 from pared.training import Task, evaluating, split_batch
+
+
 class EarlyExit(nn.Module):
     """Consecutive stages with a classifier after each; in eval mode a sample leaves at the first classifier that is sure of it.
 
@@ -36,13 +39,14 @@ class EarlyExit(nn.Module):
 
     thresholds: Tensor
 
-    def __init__(self, stages: list[Any], heads: list[Any], thresholds: Tensor | None = None) -> None:
+    def __init__(self, stages: Sequence[nn.Module], heads: Sequence[nn.Module], thresholds: Tensor | None = None) -> None:
         super().__init__()
-        thresholds = torch.full((len(stages) - 1,), NEVER) if thresholds is None else thresholds
+        if thresholds is None:
+            thresholds = torch.full((max(0, len(stages) - 1),), NEVER)
         if not stages or len(heads) != len(stages) or thresholds.shape != (len(stages) - 1,):
             raise ModelError(
-                f"a network with exits needs as many heads as stages and one threshold fewer. Got {len(stages)} stages, {len(heads)} heads and "
-                f"thresholds of shape {tuple(thresholds.shape)}."
+                f"a network with exits needs as many heads as stages and one threshold fewer. Got {len(stages)} stages, {len(heads)} heads "
+                f"and thresholds of shape {tuple(thresholds.shape)}."
             )
         self.stages = nn.ModuleList(stages)
         self.heads = nn.ModuleList(heads)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from pared.dynamic.places import Place, find_places, path_of
 from pared.dynamic.stages import split
 from pared.dynamic.thresholds import choose_thresholds
 from pared.graph import Captured, Staged, capture
-from pared.training import Task, Train, evaluating, split_batch
+from pared.training import Objective, Task, Train, evaluating, split_batch
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Exits:
         after: paths of modules to leave after, in any order. None: `count` places at equal shares of the MACs.
         count: exits to add, where `after` is None.
         confidence: threshold of all exits. None: the thresholds of least MACs that keep validation within `max_drop`.
-        max_drop: what the metric on the validation split may lose against using the last exit alone, in the metric's unit (0.01 is a point of
-            accuracy). 0 by default: what is saved costs nothing.
+        max_drop: what the metric on the validation split may lose against using the last exit alone, in the metric's unit (0.01 is a
+            point of accuracy). 0 by default: what is saved costs nothing.
         weights: of the losses, one for each exit and the last one; None: all 1. BranchyNet gains by weighting early exits more.
         width: hidden units of each new classifier; None: one linear layer after global pooling.
         train: the training plan; 0 epochs only trains nothing, so the new classifiers would guess.
@@ -57,7 +58,7 @@ class Exits:
     max_drop: float = 0.0
     weights: tuple[float, ...] | None = None
     width: int | None = None
-    train: Train = Train(epochs=5)
+    train: Train = field(default_factory=partial(Train, epochs=5))
 
     def __post_init__(self) -> None:
         problems = Problems("dynamic.exits")
@@ -100,13 +101,13 @@ class Exits:
         stages = split(model, captured, chosen)
         output = next(node for node in captured.module.graph.nodes if node.op == "output").args[0]
         classes = output.meta["val"].shape[1]
-        heads: list[nn.Module] = [make_head(place.shape, classes, self.width, channels_last=has_channels_last(place.node)) for place in chosen]
+        heads = [make_head(place.shape, classes, self.width, channels_last=has_channels_last(place.node)) for place in chosen]
         return EarlyExit(stages, [*heads, nn.Identity()]).to(task.machine.device)
 
-    def _objective(self, task: Task):
+    def _objective(self, task: Task) -> Objective:
         def objective(network: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
-            losses = [task.loss(logits, targets) for logits in network(*inputs)]
-            return sum((weight * loss for weight, loss in zip(self.weights or [1.0] * len(losses), losses, strict=True)), start=torch.zeros_like(losses[0]))
+            losses = torch.stack([task.loss(logits, targets) for logits in network(*inputs)])
+            return losses.sum() if self.weights is None else losses @ losses.new_tensor(self.weights)
 
         return objective
 
@@ -121,7 +122,7 @@ def evenly(places: Sequence[Place], count: int) -> list[Place]:
     """
     last = list({place.share: place for place in places}.values())
     if len(last) < count:
-        raise SettingsError(f"dynamic.exits: count must be at most {len(last)}, the number of places where this network can be left. Got {count}.")
+        raise SettingsError(f"dynamic.exits: count must be at most {len(last)}, as many places this network can be left at. Got {count}.")
     chosen, start = [], 0
     for number in range(count):
         window = range(start, len(last) - (count - number - 1))
@@ -135,13 +136,13 @@ def _named(model: nn.Module, captured: Captured, places: Sequence[Place], after:
     """The places right after the modules that the user named, in the network's order."""
     paths = {path for path, _ in model.named_modules(remove_duplicate=False)} - {""}
     by_index = {place.index: place for place in places}
+    made_by = [path_of(node) if node.op == "call_function" else "" for node in captured.module.graph.nodes]
+    possible = ", ".join(dict.fromkeys(place.path for place in places if place.path)) or "none"
     chosen, problems = [], Problems("dynamic.exits")
     for path in after:
-        made = [index for index, node in enumerate(captured.module.graph.nodes) if node.op == "call_function" and f"{path_of(node)}.".startswith(f"{path}.")]
-        place = by_index.get(max(made, default=-1))
-        possible = ", ".join(dict.fromkeys(place.path for place in places if place.path)) or "none"
-        known = "the path of a module of the model" if path not in paths else f"a place where one activation is all that the rest needs (such are: {possible})"
-        problems.check(path in paths and place is not None, "after", known, path)
+        place = by_index.get(max((index for index, maker in enumerate(made_by) if f"{maker}.".startswith(f"{path}.")), default=-1))
+        rule = f"a place where one activation is all that the rest needs (such are: {possible})"
+        problems.check(path in paths and place is not None, "after", rule if path in paths else "the path of a module of the model", path)
         if place is not None:
             chosen.append(place)
     problems.raise_if_any()

@@ -9,7 +9,8 @@ aten = torch.ops.aten
 
 _POOLS = {3: nn.AdaptiveAvgPool1d, 4: nn.AdaptiveAvgPool2d, 5: nn.AdaptiveAvgPool3d}
 # operators after which channels stand first or last
-_FIRST = {aten.conv1d, aten.conv2d, aten.conv3d, aten.batch_norm, aten.group_norm, aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d}
+_CONVOLUTIONS = {aten.conv1d, aten.conv2d, aten.conv3d, aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d}
+_FIRST = {*_CONVOLUTIONS, aten.batch_norm, aten.group_norm, aten.instance_norm}
 _LAST = {aten.linear, aten.layer_norm, aten.rms_norm, aten.embedding, aten.scaled_dot_product_attention}
 
 

@@ -61,9 +61,8 @@ def find_places(captured: Captured) -> list[Place]:
         if node not in data or node.op == "placeholder" or len(waiting) != 1 or not 0 < done < total:
             continue
         value, after = waiting[0], set[int]().union(*parameters[index + 1 :])
-        is_batch = isinstance(seen[value], Shape) and len(seen[value]) >= 2 and _size(value) == batch and value.meta["val"].is_floating_point()
-        if is_batch and not before & after and not _is_overwritten(value, position, index):
-            places.append(Place(index, value, seen[value], done / total, path_of(value)))
+        if _is_batch(value, batch) and not before & after and not _is_overwritten(value, position, index):
+            places.append(Place(index, value, Shape(seen[value]), done / total, path_of(value)))
     return places
 
 
@@ -73,7 +72,7 @@ def depends_on_data(nodes: list[fx.Node], batch: str) -> set[fx.Node]:
     All others (parameters, masked weights, a batch size, a table of positions) can be computed anew in each part. A constant that the
     network writes into isn't one any more.
     """
-    written = {_base(node.args[0]) for node in nodes if _writes(node)}
+    written = {_base(node.args[0]) for node in nodes if writes(node)}
     data: set[fx.Node] = set()
     for node in nodes:
         if node.op == "get_attr" or is_batch_size(node, batch):
@@ -85,7 +84,7 @@ def depends_on_data(nodes: list[fx.Node], batch: str) -> set[fx.Node]:
 
 def is_batch_size(node: fx.Node, batch: str) -> bool:
     """Whether the node asks an activation for the number of samples."""
-    return node.target == aten.sym_size.int and node.args[1] == 0 and str(node.meta.get("val")) == batch
+    return node.target is aten.sym_size.int and bool(node.args[1] == 0) and str(node.meta.get("val")) == batch
 
 
 def path_of(node: fx.Node) -> str:
@@ -110,8 +109,15 @@ def _check(captured: Captured, nodes: list[fx.Node]) -> str:
         raise ModelError("dynamic.exits: the network must return one tensor of shape (batch, classes).")
     batch = batch_size(captured)
     if not captured.dynamic or batch.isdigit():
-        raise ModelError("dynamic.exits: the network computes with a fixed batch size, so no sample could leave it early. Take the size from its input.")
+        raise ModelError(
+            "dynamic.exits: the network computes with a fixed batch size, so no sample could leave it. Take it from the input."
+        )
     return batch
+
+
+def _is_batch(node: fx.Node, batch: str) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.dim() >= 2 and value.is_floating_point() and _size(node) == batch
 
 
 def _size(node: fx.Node) -> str:
@@ -123,19 +129,21 @@ def _parameters(module: fx.GraphModule, nodes: list[fx.Node], data: set[fx.Node]
     own = {id(parameter) for parameter in module.parameters()}
     reads: dict[fx.Node, set[int]] = {}
     for node in nodes:
-        reads[node] = {id(_fetch(module, str(node.target)))} & own if node.op == "get_attr" else set()
+        reads[node] = {id(fetch(module, str(node.target)))} & own if node.op == "get_attr" else set()
         reads[node] = reads[node].union(*(reads[argument] for argument in node.all_input_nodes if argument not in data))
     return [reads[node] if node in data else set() for node in nodes]
 
 
-def _fetch(module: torch.nn.Module, target: str) -> Any:
+def fetch(module: torch.nn.Module, target: str) -> Any:
+    """The parameter, buffer or module at a path."""
     *path, name = target.split(".")
     for part in path:
         module = getattr(module, part)
     return getattr(module, name)
 
 
-def _writes(node: fx.Node) -> bool:
+def writes(node: fx.Node) -> bool:
+    """Whether the node's operator changes a value in place."""
     return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
@@ -147,7 +155,7 @@ def _is_view(node: fx.Node) -> bool:
 
 def _base(value: Any) -> Any:
     """What a value is a view of."""
-    while isinstance(value, fx.Node) and (_is_view(value) or _writes(value)):
+    while isinstance(value, fx.Node) and (_is_view(value) or writes(value)):
         value = value.args[0]
     return value
 
@@ -160,5 +168,5 @@ def _aliases(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _is_overwritten(value: fx.Node, position: dict[fx.Node, int], index: int) -> bool:
-    users = [user for alias in _aliases(value) for user in alias.users if alias in user.all_input_nodes and user.args and user.args[0] is alias]
-    return any(_writes(user) and position[user] > index for user in users)
+    users = [user for alias in _aliases(value) for user in alias.users if user.args and user.args[0] is alias]
+    return any(writes(user) and position[user] > index for user in users)

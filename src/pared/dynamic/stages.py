@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pared.dynamic.places import Place, batch_size, depends_on_data, is_batch_size
+from pared.dynamic.places import Place, batch_size, depends_on_data, fetch, is_batch_size, writes
 from pared.graph import Captured
 from pared.graph.record import module_path
 
@@ -26,7 +26,8 @@ _LAYERS: dict[Any, tuple[type[nn.Module], ...]] = {
     aten.dropout_: (nn.Dropout,),
 }
 # where else an operator takes the training flag, as a literal of the captured graph
-_TRAINING_FLAGS = {aten.batch_norm: 5, aten.instance_norm: 5, aten.dropout: 2, aten.dropout_: 2, aten.feature_dropout: 2, aten.alpha_dropout: 2}
+_DROPOUTS = (aten.dropout, aten.dropout_, aten.feature_dropout, aten.feature_dropout_, aten.alpha_dropout, aten.alpha_dropout_)
+_TRAINING_FLAGS: dict[Any, int] = {aten.batch_norm: 5, **dict.fromkeys(_DROPOUTS, 2)}
 
 
 def split(model: nn.Module, captured: Captured, places: Sequence[Place]) -> list[fx.GraphModule]:
@@ -85,7 +86,7 @@ class _Part:
                 self.copy(node)
         assert wanted is not None
         self.graph.output(self.copies[wanted])
-        self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or _is_write(node))
+        self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or writes(node))
         targets = {str(node.target) for node in self.graph.nodes if node.op in ("get_attr", "call_module")}
         return fx.GraphModule({target: self.root[target] for target in targets}, self.graph, class_name="Stage")
 
@@ -96,7 +97,7 @@ class _Part:
         if is_batch_size(node, self.batch):
             made = self.graph.call_function(aten.sym_size.int, (self.first_input, 0))
         elif node.op == "get_attr":
-            self.root[str(node.target)] = _fetch(self.captured.module, str(node.target))
+            self.root[str(node.target)] = fetch(self.captured.module, str(node.target))
             made = self.graph.get_attr(str(node.target))
         elif (path := self._layer(node)) is not None:
             self.root[path] = self.paths[path]
@@ -114,7 +115,9 @@ class _Part:
         path = module_path(node)
         layer = self.paths.get(path)
         for kind in kinds:
-            plain = isinstance(layer, kind) and type(layer).forward is kind.forward  # a subclass may compute more than one operator
+            plain = (
+                layer is not None and isinstance(layer, kind) and type(layer).forward is kind.forward
+            )  # a subclass may compute more than one operator
             if plain and getattr(layer, "padding_mode", "zeros") == "zeros" and isinstance(node.args[0], fx.Node):
                 return path
         return None
@@ -127,14 +130,3 @@ class _Part:
             self.root["training"] = True
             flag = self.graph.get_attr("training")
         node.update_arg(position, flag)
-
-
-def _is_write(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
-def _fetch(module: nn.Module, target: str) -> Any:
-    value: Any = module
-    for name in target.split("."):
-        value = getattr(value, name)
-    return value

@@ -56,8 +56,8 @@ def choose_thresholds(confidence: np.ndarray, quality: np.ndarray, cost: np.ndar
 def _grid(confidence: np.ndarray, size: int) -> list[float]:
     """Thresholds between neighbouring quantiles of the confidences, from nobody leaves to everybody does."""
     distinct = np.unique(confidence)[::-1]
-    picked = distinct[np.unique(np.linspace(0, len(distinct) - 1, min(size - 1, len(distinct))).round().astype(int))] if len(distinct) else distinct
-    return [NEVER, *(_between(distinct, value) for value in picked)]
+    picked = np.unique(np.linspace(0, len(distinct) - 1, min(size - 1, len(distinct))).round().astype(int))
+    return [NEVER, *(_between(distinct, value) for value in distinct[picked])]
 
 
 def _between(descending: np.ndarray, value: float) -> float:

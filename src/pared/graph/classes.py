@@ -141,6 +141,11 @@ def _choose_in_grid(grid: Grid, scores: Scores, keep: float, multiple_of: int) -
             for number in touched:
                 choice[number] = []
             choice[touched[0]] = rows
+    for number, component in enumerate(grid.blocks):
+        inside = {neuron for block in component for neuron in block}
+        others = grid.closed([neuron for other, part in choice.items() if other != number for neuron in part])
+        if choice[number] and len(inside.intersection(others)) >= (1 - keep - 0.02) * len(inside):
+            choice[number] = []  # enough of it goes along with others
     return grid.closed([neuron for part in choice.values() for neuron in part])
 
 

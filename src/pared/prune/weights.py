@@ -6,7 +6,7 @@ import copy
 import decimal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from pared.core.rules import Mask, add_rule, find_rule
 from pared.prune.importance import Magnitude, Random
 from pared.training import Task, Train
 
-Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Layer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
 def select(scores: Tensor, keep: float) -> Tensor:
@@ -179,8 +179,8 @@ def prunable(model: nn.Module, leave: tuple[str, ...] = ()) -> dict[str, Layer]:
             continue
         if _stored(layer, "weight") is None:
             raise SettingsError(
-                f"prune.weights: {path}.weight is computed from other parameters (weight_norm, spectral_norm or the like) and can't be masked. "
-                f"Take that off first (torch.nn.utils.parametrize.remove_parametrizations), or add it to leave: [{path}]."
+                f"prune.weights: {path}.weight is computed from other parameters (weight_norm, spectral_norm or the like) and can't be "
+                f"masked. Take that off first (torch.nn.utils.parametrize.remove_parametrizations), or add it to leave: [{path}]."
             )
         if id(_stored(layer, "weight")) not in left:
             left.add(id(_stored(layer, "weight")))

@@ -46,8 +46,8 @@ def choose_qparams(low: float, high: float, levels: int = ACTIVATION_LEVELS) -> 
 
     real = scale * (integer - zero_point). The range is widened to hold 0, which is then represented exactly (1712.05877, section 2.1).
 
-    >>> choose_qparams(-1.0, 1.55)
-    (0.01, 100)
+    >>> choose_qparams(-64.0, 191.0)
+    (1.0, 64)
     >>> choose_qparams(0.0, 0.0)
     (1.0, 0)
     """

@@ -91,7 +91,8 @@ def compress(
     if directory.inspect(identity, resume=resume):
         task.report({"event": "finished", "directory": str(directory.path)})
         return Result.read(directory.path)
-    check(model, task)
+    if directory.load("run.json") is None:  # else it was checked when the run began
+        check(model, task)
     random_state = rng_state()
     try:
         with directory.open(identity, resume=resume):
