@@ -15,7 +15,7 @@ from pared import prune
 from pared.core.errors import CaptureError, ModelError, SettingsError
 from pared.graph import count
 from pared.graph.cutting import Cut
-from pared.prune.cut import Chooser
+from pared.prune.chooser import Chooser
 from pared.prune.importance import Magnitude, Random
 from pared.runtime import Engine, export
 
@@ -228,6 +228,37 @@ def test_batch_norm_and_dropout_train_in_a_rewritten_graph() -> None:
     assert not torch.equal(before, small.get_buffer("n.running_mean"))
     small.eval()
     assert torch.equal(small(x), small(x))
+
+
+def test_what_training_mode_adds_is_kept_in_a_rewritten_graph() -> None:
+    class Depth(nn.Module):
+        """Stochastic depth and an auxiliary output, in training mode only; the literal 8 rules the user's own forward out."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.n, self.b, self.f = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            x = self.n(self.a(x)).view(-1, 8)
+            y = self.b(x)
+            if self.training:
+                y = y * torch.empty(x.shape[0], 1).bernoulli_(0.5)
+            x = self.f((x + y).relu())
+            return (x, y.sum(1)) if self.training else x
+
+    model = Depth()
+    small = prune.cut(model, torch.randn(2, 4))
+    assert type(small).__name__ == "Rewritten"
+    x = torch.randn(16, 4)
+    first, second = small(x), small(x)
+    assert isinstance(first, tuple)
+    assert len(first) == 2
+    assert not torch.equal(first[0], second[0])
+    assert int(small.get_buffer("n.num_batches_tracked")) == 2
+    first[0].square().mean().backward()
+    assert all(parameter.grad is not None for parameter in small.parameters())
+    assert small.eval()(x).shape == (16, 2)
+    assert int(model.n.num_batches_tracked) == 0
 
 
 def test_counts_fall_with_the_cut() -> None:

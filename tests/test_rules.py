@@ -149,7 +149,6 @@ def test_baking_a_copy_leaves_the_original_alone():
     assert torch.equal(layer.weight, expected)
 
 
-@pytest.mark.xfail(strict=True, reason="add_rule puts the property of a second tensor on the class that copies share")
 def test_a_rule_on_a_copy_leaves_the_original_alone():
     layer = masked_layer()
     twin = copy.deepcopy(layer)

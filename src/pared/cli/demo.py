@@ -20,19 +20,18 @@ from pared.recipe import compress
 from pared.report import Progress, comparison_table, print_table, write_comparison, write_page
 from pared.training import Journal, Train
 
-TRAIN = Train(epochs=12)
+TRAIN = Train(epochs=6)
 
 
 def recipes() -> dict[str, Recipe]:
     """One recipe for each of the five families, and one that combines three of them."""
-    tune = Train(epochs=3)
     return {
-        "pruning": Recipe(Neurons(keep=0.5, tune=tune)),
-        "distillation": Recipe(Neurons(keep=0.25), Teach(epochs=8)),
+        "pruning": Recipe(Neurons(keep=0.5, tune=Train(epochs=5))),
+        "distillation": Recipe(Neurons(keep=0.25), Teach(epochs=10)),
         "quantization": Recipe(Int8()),
-        "low-rank": Recipe(LowRank(energy=0.8, tune=tune)),
-        "early-exits": Recipe(Exits(count=2, train=tune)),
-        "combined": Recipe(Neurons(keep=0.35), Teach(epochs=8), Int8()),
+        "low-rank": Recipe(LowRank(energy=0.5, tune=Train(epochs=3))),
+        "early-exits": Recipe(Exits(count=1, max_drop=0.01, train=Train(epochs=6))),
+        "combined": Recipe(Neurons(keep=0.35), Teach(epochs=10), Int8()),
     }
 
 
@@ -41,20 +40,20 @@ def demo(out: Path, *, seed: int, json: bool, quiet: bool, threads: int | None, 
     use_threads(threads)
     if out.exists() and not resume and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out}: is not empty. Go on with --resume, or choose another directory with -o.")
-    task = load_task("digits", seed)
+    task = load_task("digits", seed, batch_size=32)  # 1,197 samples: small batches, or an epoch is over after ten steps
     plans = recipes()
     results = []
     with Progress(quiet=quiet) as progress:
         task = dataclasses.replace(task, report=progress)
         seed_everything(seed)
-        network = nets.conv2(classes=10, channels=1, size=8, width=0.5)
+        network = nets.conv4(classes=10, channels=1, size=8)
         progress({"event": "stage", "name": "training the original"})
         model = TRAIN(network, dataclasses.replace(task, journal=Journal(out / "original" / f"seed-{seed}")))
         for index, (name, recipe) in enumerate(plans.items(), 1):
             progress({"event": "stage", "name": f"{name} (recipe {index} of {len(plans)})"})
             results.append(
                 compress(
-                    model, task, recipe, out / name, model_name="conv2", data_name="digits", seed=seed, trained=True, resume=resume,
+                    model, task, recipe, out / name, model_name="conv4", data_name="digits", seed=seed, trained=True, resume=resume,
                     baselines=False, quick=True,
                 )
             )  # fmt: skip

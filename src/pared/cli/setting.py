@@ -27,10 +27,10 @@ class Shape:
     size: int
 
 
-def load_task(name: str, seed: int) -> Task:
+def load_task(name: str, seed: int, batch_size: int = 128) -> Task:
     """The task of --data, after seeding everything."""
     seed_everything(seed)
-    return load(name, seed=seed)
+    return load(name, seed=seed, batch_size=batch_size)
 
 
 def shape_of(task: Task) -> Shape:

@@ -44,6 +44,8 @@ class Mask(WeightRule):
 
 def add_rule(module: nn.Module, name: str, rule: nn.Module) -> None:
     """Put `rule` on parameter `name` of `module`; rules stack, and a mask replaces nothing that stands before it."""
+    if parametrize.is_parametrized(module):
+        _own_class(module)
     parametrize.register_parametrization(module, name, rule)
 
 
@@ -71,12 +73,16 @@ def bake(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         if not parametrize.is_parametrized(module):
             continue
-        kind = type(module)
-        # a parametrized module has a class made for it, which copies share and which removing takes apart: give this one its own
-        module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+        _own_class(module)
         for name in list(module.parametrizations):
             if any(isinstance(rule, WeightRule) for rule in module.parametrizations[name]):
                 trainable = module.parametrizations[name].original.requires_grad
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
                 getattr(module, name).requires_grad_(trainable)
     return model
+
+
+def _own_class(module: nn.Module) -> None:
+    """Give a parametrized module a class of its own: PyTorch makes one for it, which deep copies share and later changes would alter."""
+    kind = type(module)
+    module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))

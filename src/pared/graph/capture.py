@@ -61,7 +61,7 @@ def capture(model: nn.Module, example_inputs: Tensor | Sequence[Any], *, train: 
     with training_mode(model, train), _quiet():
         _try_running(model, inputs)
         error: Exception | None = None
-        for shapes, strict in ((_batch_dimension(inputs), False), (_automatic(inputs), False), (None, False), (None, True)):
+        for shapes, strict in ((_batch_dimension(inputs, 2 if train else 1), False), (_automatic(inputs), False), (None, False), (None, True)):
             try:
                 program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=strict)
             except Exception as failure:
@@ -148,8 +148,9 @@ def _batch_size(inputs: Inputs) -> int | None:
     return next((len(x) for x in inputs if isinstance(x, Tensor) and x.dim()), None)
 
 
-def _batch_dimension(inputs: Inputs) -> tuple[Any, ...]:
-    batch, size = torch.export.Dim("batch", min=1), _batch_size(inputs)
+def _batch_dimension(inputs: Inputs, least: int) -> tuple[Any, ...]:
+    """One batch dimension; batch norm in training mode refuses a batch of one."""
+    batch, size = torch.export.Dim("batch", min=least), _batch_size(inputs)
     return tuple({0: batch} if isinstance(x, Tensor) and x.dim() and len(x) == size else None for x in inputs)
 
 

@@ -25,6 +25,7 @@ from pared.graph.labels import Atoms, Labels
 from pared.graph.passes import Emptied, Violation
 from pared.graph.repair import repair_integers, repair_leaves
 from pared.graph.rewritten import Rewritten
+from pared.graph.training_graph import cut_training_graph, switched_to_training
 
 Choice = Callable[[Analysis], list[int]]
 
@@ -66,12 +67,15 @@ def cut_model(model: nn.Module, example_inputs: Tensor | Sequence[Any], choose: 
     kept = {name: {axis: tuple(map(int, index)) for axis, index in plan.kept[value].items()} for value, found in names.items() if value in plan.kept for name in found}
     if not kept:
         return Cut(own, True, {}, notes)
-    new = _new_tensors(own, captured, plan)
-    evaluation = edited_graph(captured, plan)
-    rewritten = _rewritten(own, captured, plan, new, evaluation)
+    new = _new_tensors(captured, plan)
+    evaluation = edited_graph(captured.module, plan)
+    tensors = _named_tensors(own, captured, new)
+    rewritten = Rewritten(tensors, evaluation, switched_to_training(evaluation))
     result = _own_class(own, names, new, captured, plan, rewritten)
-    _match_training(result or rewritten, model)
-    return Cut(result or rewritten, result is not None, kept, notes)
+    if result is None:
+        result = Rewritten(tensors, evaluation, _training_graph(model, captured, plan, evaluation))
+    _match_training(result, model)
+    return Cut(result, result is own, kept, notes)
 
 
 def follow(analysis: Analysis, choose: Choice) -> tuple[CutPass, tuple[str, ...]]:
@@ -144,7 +148,7 @@ def _names(own: nn.Module, captured: Captured) -> dict[int, list[str]]:
     return names
 
 
-def _new_tensors(own: nn.Module, captured: Captured, plan: CutPass) -> dict[int, Tensor]:
+def _new_tensors(captured: Captured, plan: CutPass) -> dict[int, Tensor]:
     """The cut value of every tensor that changes; parameters stay parameters."""
     new: dict[int, Tensor] = {}
     for node in captured.module.graph.nodes:
@@ -154,12 +158,12 @@ def _new_tensors(own: nn.Module, captured: Captured, plan: CutPass) -> dict[int,
     return new
 
 
-def edited_graph(captured: Captured, plan: CutPass) -> fx.Graph:
+def edited_graph(module: fx.GraphModule, plan: CutPass) -> fx.Graph:
     """A copy of the graph with the literals of the cut."""
     graph = fx.Graph()
-    graph.set_codegen(captured.module.graph._codegen)
+    graph.set_codegen(module.graph._codegen)
     twins: dict[fx.Node, fx.Node] = {}
-    for node in captured.module.graph.nodes:
+    for node in module.graph.nodes:
         if node.op == "get_attr" and not isinstance(attribute(node), Tensor | nn.Module):
             continue
         if "_assert_tensor_metadata" in str(node.target):
@@ -186,36 +190,30 @@ def _edit(twin: fx.Node, name: int | str, value: Any, twins: dict[fx.Node, fx.No
         twin.kwargs = {**twin.kwargs, name: value}
 
 
-def _rewritten(own: nn.Module, captured: Captured, plan: CutPass, new: dict[int, Tensor], evaluation: fx.Graph) -> Rewritten:
-    """The cut network as its own graphs, over the same new tensors as the user's class would hold."""
-    tensors = {name: new.get(id(tensor), tensor) for name, tensor in (*own.named_parameters(remove_duplicate=False), *own.named_buffers(remove_duplicate=False))}
-    for node in evaluation.nodes:
-        if node.op == "get_attr" and str(node.target) not in tensors and isinstance(value := _at(captured.module, str(node.target)), Tensor):
-            tensors[str(node.target)] = new.get(id(value), value)
-    return Rewritten(tensors, evaluation, training_graph(evaluation))
+def _named_tensors(own: nn.Module, captured: Captured, new: dict[int, Tensor]) -> dict[str, Tensor]:
+    """All tensors of the cut network under the user's names, and the constants that only the graph knows."""
+    named = [*own.named_parameters(remove_duplicate=False), *own.named_buffers(remove_duplicate=False)]
+    named += [
+        (str(node.target), value)
+        for node in captured.module.graph.nodes
+        if node.op == "get_attr" and isinstance(value := attribute(node), Tensor)
+    ]
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in named:
+        tensors.setdefault(name, new.get(id(tensor), tensor))
+    return tensors
 
 
-def _at(root: nn.Module, path: str) -> Any:
-    value: Any = root
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def training_graph(evaluation: fx.Graph) -> fx.Graph:
-    """The graph of training mode: batch norm takes the statistics of the batch and updates its own, dropout drops."""
-    graph = fx.Graph()
-    graph.set_codegen(evaluation._codegen)
-    twins: dict[fx.Node, fx.Node] = {}
-    result = graph.graph_copy(evaluation, twins)
-    for node in graph.nodes:
-        name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
-        if name == "batch_norm" and node.args[3] is not None:
-            node.args = (*node.args[:5], True, *node.args[6:])
-        elif name in ("dropout", "dropout_", "feature_dropout", "alpha_dropout", "feature_alpha_dropout") and len(node.args) > 2:
-            node.args = (*node.args[:2], True, *node.args[3:])
-    graph.output(result)
-    return graph
+def _training_graph(model: nn.Module, captured: Captured, plan: CutPass, evaluation: fx.Graph) -> fx.Graph:
+    """The graph of training mode over the same tensors."""
+    kept = {str(node.target): plan.kept[id(attribute(node))] for node in captured.module.graph.nodes if node.op == "get_attr" and id(attribute(node)) in plan.kept}
+    found = cut_training_graph(model, captured.example_inputs, kept, captured.dynamic)
+    if found is not None:
+        graph = edited_graph(found[1], found[0])
+        known = {str(node.target) for node in evaluation.nodes if node.op == "get_attr"} | {name for name, _ in model.named_buffers()}
+        if all(str(node.target) in known for node in graph.nodes if node.op == "get_attr"):
+            return graph
+    return switched_to_training(evaluation)
 
 
 def _own_class(

@@ -11,7 +11,7 @@ from torch import nn
 from pared.core.problems import Problems
 from pared.graph.analysis import analyse
 from pared.graph.capture import capture
-from pared.prune.cut import Chooser
+from pared.prune.chooser import Chooser
 from pared.prune.importance import Activity, Magnitude, Random
 from pared.training import Task, Train
 

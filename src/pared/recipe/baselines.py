@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 from pared.core.method import Method, Recipe
-from pared.graph import Staged
 from pared.prune import Random
 from pared.recipe.methods import method_name
 from pared.recipe.stages import Stage, Workshop, stages_of
-from pared.training import Objective, Task, Train
+from pared.training import Task, Train
 
 SCRATCH = "The same small architecture with new random weights, trained as long as the original, then deployed alike."
 RANDOM = "The same recipe, but what is removed is chosen at random instead of by importance."
@@ -35,7 +34,7 @@ class Fresh:
         """Return a copy of `model` with new weights, trained."""
         fresh = copy.deepcopy(model)
         reinitialize(fresh)
-        task.tune(fresh, self.train, objective=_sum_over_exits(task) if isinstance(fresh, Staged) else None)
+        task.tune(fresh, self.train)
         return fresh
 
 
@@ -112,10 +111,3 @@ def _shapes(model: nn.Module) -> list[tuple[int, ...]]:
     """Shapes of all parameters, and of the masks, which change no shape but the architecture."""
     masks = [(name, int(buffer.sum())) for name, buffer in model.named_buffers() if buffer.dtype == torch.bool]
     return [tuple(parameter.shape) for parameter in model.parameters()] + [(len(name), kept) for name, kept in masks]
-
-
-def _sum_over_exits(task: Task) -> Objective:
-    def objective(model: nn.Module, inputs: tuple[torch.Tensor, ...], targets: torch.Tensor) -> torch.Tensor:
-        return torch.stack([task.loss(logits, targets) for logits in model(*inputs)]).sum()
-
-    return objective

@@ -23,11 +23,10 @@ from pared.recipe.files import environment, layers, save_weights
 from pared.recipe.methods import method_name, settings
 from pared.recipe.result import Result, Step
 from pared.recipe.run_directory import RunDirectory
-from pared.recipe.stages import Deployed, Stage, Workshop, copy_file, digest, stages_of
+from pared.recipe.stages import Deployed, Stage, Workshop, copy_file, digest, on_cpu, stages_of, write_network
 from pared.recipe.timing import time_files
 from pared.recipe.yaml import dumps
-from pared.runtime import export
-from pared.training import Machine, Task, check_weights
+from pared.training import Task, check_weights
 from pared.training.check import run as call
 
 
@@ -91,11 +90,13 @@ def compress(
     if directory.inspect(identity, resume=resume):
         task.report({"event": "finished", "directory": str(directory.path)})
         return Result.read(directory.path)
-    if directory.load("run.json") is None:  # else it was checked when the run began
-        check(model, task)
+    # a run that goes on was checked when it began
+    trial = check(model, task) if directory.load("run.json") is None else None
     random_state = rng_state()
     try:
         with directory.open(identity, resume=resume):
+            if trial is not None and plan.trained:
+                write_atomic(directory / "original.onnx", trial)
             return _Run(directory, plan, task).carry_out(model)
     finally:
         set_rng_state(random_state)
@@ -128,19 +129,23 @@ class Plan:
         }
 
 
-def check(model: nn.Module, task: Task) -> None:
+def check(model: nn.Module, task: Task) -> bytes:
     """Try out, without leaving a trace, that a model has finite weights, runs on the task's data, and can be exported.
+
+    Returns:
+        The exported file.
 
     Raises:
         WeightsError, ModelError, CaptureError, DataError: naming what is wrong.
     """
     check_weights(model)
     trial = copy.deepcopy(model).cpu().eval()
-    inputs = dataclasses.replace(task, machine=Machine(accelerator="cpu")).example_inputs()
     with torch.no_grad():
-        call(trial, inputs)
+        call(trial, on_cpu(task).example_inputs())
     with tempfile.TemporaryDirectory() as folder:
-        export(trial, inputs, Path(folder) / "trial.onnx")
+        path = Path(folder) / "trial.onnx"
+        write_network(trial, task, path)
+        return path.read_bytes()
 
 
 class _Run:
@@ -175,7 +180,7 @@ class _Run:
         copy_file(steps[-1].deployed.path, directory / "small.onnx")
         small = Deployed(steps[-1].deployed.model, directory / "small.onnx", "test")
         save_weights(small.model, directory / "small.safetensors", {"recipe": dumps(recipe), "model": self.plan.names[0]})
-        inputs = self.workshop.on_cpu.example_inputs()
+        inputs = on_cpu(self.workshop.task).example_inputs()
         counted = {name: layers(count(each.model, inputs)) for name, each in (("original", first), ("compressed", small))}
         directory.save("layers.json", counted)
         others = self._baselines(original, unquantized) if self.plan.baselines else {}

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from pared.core.errors import RunError
 from pared.core.files import atomic_path
@@ -88,7 +87,7 @@ class Workshop:
             self.task.train.set_epoch(0)  # pyright: ignore[reportAttributeAccessIssue]
         task = dataclasses.replace(self.task, journal=self.directory.journal(stage.name), report=_naming(self.task.report, stage.name))
         began = time.perf_counter()
-        result = stage.method(own_copy(model), task)
+        result = stage.method(copy.deepcopy(model), task)
         seconds = time.perf_counter() - began + self.past.get(stage.name, 0.0)
         self._same_as_before(stage.name, result)
         return result, seconds
@@ -97,21 +96,14 @@ class Workshop:
         """Export a baked copy of `model` with the normalisation inside; a file that an earlier process left is kept."""
         baked = bake(own_copy(model)).cpu().eval()
         if not path.exists():
-            raw = dataclasses.replace(self.on_cpu, normalize=None).example_inputs()
-            export(baked, raw, path, normalize=self.on_cpu.normalize)
+            write_network(baked, self.task, path)
         return Deployed(baked, path, split)
 
     def measure(self, deployed: Deployed, latency: Latency) -> Profile:
         """All about a deployed network; its latency was taken together with that of all other files."""
-        inputs = self.on_cpu.example_inputs()
-        found = profile(deployed.model, deployed.path, self.on_cpu, deployed.split, latency=latency, example_inputs=inputs)
+        found = profile(deployed.model, deployed.path, on_cpu(self.task), deployed.split, latency=latency)
         self.task.report({"event": "profile", **found.to_dict()})
         return found
-
-    @property
-    def on_cpu(self) -> Task:
-        """The task for exporting, counting and measuring, which all happen on the CPU."""
-        return dataclasses.replace(self.task, machine=Machine(accelerator="cpu"))
 
     def _same_as_before(self, name: str, model: nn.Module) -> None:
         key = f"checkpoints/{name}/weights.json"
@@ -123,19 +115,6 @@ class Workshop:
                 f"{self.directory.path}: stage {name} gave other weights than before the run was stopped. Resume on the same machine with the "
                 f"same versions and {before['threads']} threads (now {now['threads']}), or start again in another directory."
             )
-
-
-def own_copy(model: nn.Module) -> nn.Module:
-    """A deep copy whose weight rules can be baked without a trace in the original.
-
-    A parametrized layer has a class made for it, which a deep copy shares and `remove_parametrizations` takes apart.
-    """
-    result = copy.deepcopy(model)
-    for module in result.modules():
-        if parametrize.is_parametrized(module):
-            kind = type(module)
-            module.__class__ = type(kind.__name__, kind.__bases__, dict(kind.__dict__))
-    return result
 
 
 def stage_seed(seed: int, name: str) -> int:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from pared.core.errors import DataError, SettingsError, TrainingError
 from pared.core.seeds import rng_state, set_rng_state
+from pared.graph.staged import Staged
 from pared.training.check import check_labels, check_weights, run, split_batch
 from pared.training.evaluate import evaluate
 from pared.training.journal import FitRecord, copy_weights, identify, restore_weights
@@ -113,6 +114,8 @@ def default_objective(task: Task, train: Train) -> Objective:
 
     def objective(model: nn.Module, inputs: tuple[Tensor, ...], targets: Any) -> Tensor:
         outputs = run(model, inputs)
+        if isinstance(model, Staged) and isinstance(outputs, list):  # the lecture's loss of a network with exits: the sum over all
+            return torch.stack([task.loss(logits, targets, **smoothing) for logits in outputs]).sum()
         # on a GPU looking at the labels waits for the device, so only the first batches are looked at
         if task.classifies and (task.machine.device.type == "cpu" or next(calls) < 8):
             check_labels(outputs, targets, "train")
