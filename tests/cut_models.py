@@ -106,7 +106,8 @@ class SplitShuffle(nn.Module):
         super().__init__()
         self.a = nn.Conv2d(3, 16, 3, padding=1)
         self.branches = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 1), nn.ReLU()) for _ in range(2)
+            nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 1), nn.ReLU())
+            for _ in range(2)
         )
         self.f = nn.Linear(16, 5)
 

@@ -60,7 +60,7 @@ def find_rule(module: nn.Module, name: str, kind: type[nn.Module]) -> nn.Module 
 def bake(model: nn.Module) -> nn.Module:
     """End all weight rules of `model` in place: plain parameters are left that happen to obey them.
 
-    Parametrizations that the model's author put on a weight, such as weight norm, are left alone unless a rule of pared stands on the same weight.
+    Parametrizations of the model's author, such as weight norm, are left alone unless a rule of pared stands on the same weight.
 
     Returns:
         The same model, without pared's parametrizations: its class, its state_dict names and its outputs are those of a plain network.

@@ -197,7 +197,7 @@ def _moved(
     outside = [axis for axis in group.axes if axis not in olds]
     inside = [axis for axis in olds if axis in group.axes]
     atoms = group.along([*outside, *inside])
-    lengths = [len_ for len_ in atoms.shape[: len(outside)]]
+    lengths = list(atoms.shape[: len(outside)])
     spread = atoms.reshape(*lengths, *(old[axis] if axis in inside else 1 for axis in olds))
     spread = np.broadcast_to(spread, (*lengths, *(old[axis] for axis in olds)))
     cells = spread.reshape(*lengths, *(new[axis] for axis in news))

@@ -112,7 +112,7 @@ def _check_paths(captured: Captured, leave: tuple[str, ...]) -> None:
     wrong = [path for path in leave if path not in known]
     if wrong:
         listed = ", ".join(sorted(known)[:20])
-        raise SettingsError([f"leave: the model has no module {path!r} that computes anything. Its modules are {listed}." for path in wrong])
+        raise SettingsError([f"leave: the model has no module {path!r} that computes. Its modules are {listed}." for path in wrong])
 
 
 def _solve(captured: Captured, first: AnalysisPass, ties: tuple[Tie, ...], frozen: tuple[Note, ...]) -> Analysis:
@@ -145,7 +145,7 @@ def _roots(count: int, ties: list[Tie]) -> Roots:
 
 
 def _collapsed_rows(links: list[Link], root: Roots) -> list[Tie]:
-    """A linked row whose cells all share one root is that root: tie it to its row atom. Rows that share their cells are one row."""
+    """A linked row whose cells share one root is that root: tie it to its row atom. Rows of the same cells are one row."""
     found: list[Tie] = []
     owner: dict[frozenset[int], int] = {}
     for link in links:

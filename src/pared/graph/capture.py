@@ -61,7 +61,8 @@ def capture(model: nn.Module, example_inputs: Tensor | Sequence[Any], *, train: 
     with training_mode(model, train), _quiet():
         _try_running(model, inputs)
         error: Exception | None = None
-        for shapes, strict in ((_batch_dimension(inputs, 2 if train else 1), False), (_automatic(inputs), False), (None, False), (None, True)):
+        batched = _batch_dimension(inputs, 2 if train else 1)
+        for shapes, strict in ((batched, False), (_automatic(inputs), False), (None, False), (None, True)):
             try:
                 program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=strict)
             except Exception as failure:

@@ -9,7 +9,6 @@ each row (the width of a group, of a head).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -283,7 +282,7 @@ def _grid(numbers: list[int], rows: _Rows, sets: tuple[DisjointSet, DisjointSet,
         if row in rows.stuck:
             stuck.add(linked[row])
     alternatives = [
-        tuple(tuple(sorted(unit)) for name, unit in family.items()) for family in units.values() if not any(name in stuck for name in family)
+        tuple(tuple(sorted(unit)) for unit in family.values()) for family in units.values() if stuck.isdisjoint(family)
     ]
     return Grid(
         tuple(matrix for matrix in rows.matrices if not inside.isdisjoint(matrix.reshape(-1).tolist())),

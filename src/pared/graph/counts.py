@@ -141,7 +141,8 @@ def _einsum(_: Any, arguments: list[Any]) -> int:
     if len(operands) < 2 or "." in equation:
         largest = max(operands, key=math.prod)
         return math.prod(largest) if len(operands) > 1 else 0
-    sizes = {letter: size for term, shape in zip(equation.split("->")[0].split(","), operands, strict=True) for letter, size in zip(term, shape, strict=True)}
+    terms = equation.split("->")[0].split(",")
+    sizes = {letter: size for term, shape in zip(terms, operands, strict=True) for letter, size in zip(term, shape, strict=True)}
     return math.prod(sizes.values())
 
 
@@ -192,7 +193,8 @@ def _parameters_by_module(model: nn.Module) -> tuple[dict[str, int], dict[str, i
         if not is_weight or id(tensor) in seen or tensor.numel() == 0:
             continue
         seen.add(id(tensor))
-        path = name.split(".parametrizations.")[0].rpartition(".")[0] if ".parametrizations." not in name else name.split(".parametrizations.")[0]
+        path, parametrized, _ = f".{name}".partition(".parametrizations.")
+        path = path[1:] if parametrized else name.rpartition(".")[0]
         params[path] = params.get(path, 0) + tensor.numel()
         nonzero[path] = nonzero.get(path, 0) + int(torch.count_nonzero(tensor))
     return params, nonzero

@@ -19,6 +19,7 @@ from pared.graph.analysis_pass import attribute
 from pared.graph.labels import Atoms, Group, Labels
 from pared.graph.passes import Emptied, Pass, Violation
 from pared.graph.rules import rule_for, unknown
+from pared.graph.rules.shapes import unflatten, view
 
 Gather = Callable[[Tensor], Tensor]
 
@@ -209,7 +210,8 @@ class CutPass(Pass):
         group = self._original(source).on(axis)
         if group is None:
             return position
-        kept = np.moveaxis(self.keep[self.root[group.atoms]], group.axes.index(axis), -1).reshape(-1, group.atoms.shape[group.axes.index(axis)])
+        place = group.axes.index(axis)
+        kept = np.moveaxis(self.keep[self.root[group.atoms]], place, -1).reshape(-1, group.atoms.shape[place])
         before = np.unique(kept[kept.any(axis=1)][:, :position].sum(axis=1))
         if len(before) != 1:
             self.violate("rows are left with different indices before a bound")
@@ -234,8 +236,10 @@ class CutPass(Pass):
                 new.append(entry if old == size else -1)
             else:
                 new.append(entry if entry == -1 or old == size else size)
-        if sum(entry == -1 for entry in new if isinstance(entry, int)) > 1 and rule_for(self.node.target).__name__ in ("view", "unflatten"):  # type: ignore[union-attr]
-            new = [size if isinstance(entry, int) and entry == -1 and given[place] == -1 else entry for place, (entry, size) in enumerate(zip(new, sizes, strict=True))]
+        if sum(isinstance(entry, int) and entry == -1 for entry in new) > 1 and rule_for(self.node.target) in (view, unflatten):
+            # a reshape can infer one size only: the one that the user left open is known here
+            known = [isinstance(old, int) and old == -1 for old in given]
+            new = [size if open_ else entry for entry, size, open_ in zip(new, sizes, known, strict=True)]
         self.rewrite(argument, new)
 
     def retarget(self, name: str, *arguments: Any) -> None:

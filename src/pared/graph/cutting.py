@@ -64,7 +64,12 @@ def cut_model(model: nn.Module, example_inputs: Tensor | Sequence[Any], choose: 
     captured = capture(own, as_inputs(example_inputs))
     plan, notes = follow(analyse(captured, leave), choose)
     names = _names(own, captured)
-    kept = {name: {axis: tuple(map(int, index)) for axis, index in plan.kept[value].items()} for value, found in names.items() if value in plan.kept for name in found}
+    kept = {
+        name: {axis: tuple(map(int, index)) for axis, index in plan.kept[value].items()}
+        for value, found in names.items()
+        if value in plan.kept
+        for name in found
+    }
     if not kept:
         return Cut(own, True, {}, notes)
     new = _new_tensors(captured, plan)
@@ -79,7 +84,7 @@ def cut_model(model: nn.Module, example_inputs: Tensor | Sequence[Any], choose: 
 
 
 def follow(analysis: Analysis, choose: Choice) -> tuple[CutPass, tuple[str, ...]]:
-    """Find a choice that the graph can follow: align rows where a choice can't be followed, and leave a class alone where that fails too."""
+    """Find a choice that the graph can follow: where one can't be followed, align rows; where that fails too, leave the class alone."""
     aligned: set[int] = set()
     notes: list[str] = []
     for _ in range(1000):
@@ -206,7 +211,8 @@ def _named_tensors(own: nn.Module, captured: Captured, new: dict[int, Tensor]) -
 
 def _training_graph(model: nn.Module, captured: Captured, plan: CutPass, evaluation: fx.Graph) -> fx.Graph:
     """The graph of training mode over the same tensors."""
-    kept = {str(node.target): plan.kept[id(attribute(node))] for node in captured.module.graph.nodes if node.op == "get_attr" and id(attribute(node)) in plan.kept}
+    sources = [(str(node.target), id(attribute(node))) for node in captured.module.graph.nodes if node.op == "get_attr"]
+    kept = {name: plan.kept[value] for name, value in sources if value in plan.kept}
     found = cut_training_graph(model, captured.example_inputs, kept, captured.dynamic)
     if found is not None:
         graph = edited_graph(found[1], found[0])

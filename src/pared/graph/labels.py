@@ -47,6 +47,7 @@ class Labels:
 
     @property
     def rank(self) -> int:
+        """The number of axes."""
         return len(self.shape)
 
     def axis(self, axis: int) -> int:

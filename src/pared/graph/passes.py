@@ -1,7 +1,7 @@
 """The pass over a graph that a rule talks to.
 
-The analysis (`analysis_pass.py`) gives out atoms and notes what rules say of them. The cutter (`cut_pass.py`) runs the same rules on what is left of the
-atoms, and checks that what they say still holds.
+The analysis (`analysis_pass.py`) gives out atoms and notes what rules say of them. The cutter (`cut_pass.py`) runs the same
+rules on what is left of the atoms, and checks that what they say still holds.
 """
 
 from __future__ import annotations

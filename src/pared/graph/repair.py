@@ -39,7 +39,7 @@ def repair_leaves(model: nn.Module, edits: Edits) -> None:
 
 
 def repair_integers(model: nn.Module, edits: Edits) -> Callable[[], None]:
-    """Try: wherever a changed operator stands in a module of the user's, integers of that module equal to an old literal become the new one.
+    """Try: where a changed operator stands in a module of the user's, integers of that module equal to an old literal become the new one.
 
     Returns:
         A function that puts the old values back.

@@ -75,11 +75,12 @@ class Plan:
         lines = ["can be cut:"] if self.classes else ["nothing can be cut"]
         for found in self.classes:
             grids = f", in grids of {', '.join(found.grids)}" if found.grids else ""
-            lines.append(f"  {', '.join(found.layers)}: {found.neurons} neurons{grids}{'' if found.exact else ' (not exact, cut only when asked)'}")
+            caution = "" if found.exact else " (not exact, cut only when asked)"
+            lines.append(f"  {', '.join(found.layers)}: {found.neurons} neurons{grids}{caution}")
             lines += [f"    {reason}" for reason in found.why]
         if self.frozen:
             lines.append("stays as it is:")
-            lines += [f"  {layer.layer}: {layer.outputs} outputs: {'; '.join(layer.why) or 'nothing else depends on them'}" for layer in self.frozen]
+            lines += [f"  {layer.layer}: {layer.outputs} outputs: {'; '.join(layer.why)}" for layer in self.frozen]
         if self.unknown:
             lines += ["operators that aren't followed:", *(f"  {place}" for place in self.unknown)]
         return "\n".join(lines)

@@ -54,7 +54,8 @@ class Neurons:
             problems.number(f"keep[{path!r}]" if path else "keep", share, low=0, high=1)
         problems.number("rounds", self.rounds, low=1, integer=True)
         problems.number("round_to", self.round_to, low=1, integer=True)
-        problems.check(isinstance(self.importance, Magnitude | Activity | Random), "importance", "an importance such as Magnitude()", self.importance)
+        known = isinstance(self.importance, Magnitude | Activity | Random)
+        problems.check(known, "importance", "an importance such as Magnitude()", self.importance)
         problems.check(not isinstance(self.leave, str), "leave", "a list of module paths", self.leave)
         problems.raise_if_any()
         if isinstance(self.tune, str):

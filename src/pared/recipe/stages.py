@@ -94,7 +94,7 @@ class Workshop:
 
     def deploy(self, model: nn.Module, path: Path, split: Split) -> Deployed:
         """Export a baked copy of `model` with the normalisation inside; a file that an earlier process left is kept."""
-        baked = bake(own_copy(model)).cpu().eval()
+        baked = bake(copy.deepcopy(model)).cpu().eval()
         if not path.exists():
             write_network(baked, self.task, path)
         return Deployed(baked, path, split)
@@ -115,6 +115,18 @@ class Workshop:
                 f"{self.directory.path}: stage {name} gave other weights than before the run was stopped. Resume on the same machine with the "
                 f"same versions and {before['threads']} threads (now {now['threads']}), or start again in another directory."
             )
+
+
+def on_cpu(task: Task) -> Task:
+    """The task for exporting, counting and measuring, which all happen on the CPU."""
+    return dataclasses.replace(task, machine=Machine(accelerator="cpu"))
+
+
+def write_network(model: nn.Module, task: Task, path: Path) -> None:
+    """Export a network on the CPU with the task's normalisation inside."""
+    task = on_cpu(task)
+    # the file takes what the data gives, so the example isn't normalised
+    export(model, dataclasses.replace(task, normalize=None).example_inputs(), path, normalize=task.normalize)
 
 
 def stage_seed(seed: int, name: str) -> int:

@@ -51,10 +51,8 @@ def _convolution(cx: Pass, tensors: tuple[Labels, Labels, Labels | None], groups
     x = x if batched else x.with_axis(0)
     x = single(cx, fixed(cx, x, range(2, x.rank), "is a spatial axis of a convolution"), 1)
     weight = single(cx, single(cx, fixed(cx, weight, range(2, weight.rank), "is a spatial axis of a kernel"), 0), 1)
-    if cx.memo("groups", lambda: groups) == 1:
-        out = _plain(cx, x, weight, transposed)
-    else:
-        out = _grouped(cx, x, weight, transposed)
+    kind = _plain if cx.memo("groups", lambda: groups) == 1 else _grouped
+    out = kind(cx, x, weight, transposed)
     shape = tuple(cx.shape()) if batched else (1, *cx.shape())
     kept = [group for group in x.groups if 1 not in group.axes]
     result = Labels(shape, tuple(kept) if out is None else (*kept, Group((1,), out)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -110,7 +111,7 @@ def split(cx: Pass, x: Labels, sizes: Any, dim: int = 0) -> list[Labels]:
     if cx.cutting and x.on(axis) is not None:
         cx.retarget("split_with_sizes", lengths, axis)
     ends = np.cumsum([0, *lengths])
-    return [take(cx, x, axis, slice(start, end)) for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    return [take(cx, x, axis, slice(start, end)) for start, end in itertools.pairwise(ends.tolist())]
 
 
 def unbind(cx: Pass, x: Labels, dim: int = 0) -> list[Labels]:
@@ -197,7 +198,7 @@ def roll(cx: Pass, x: Labels, shifts: Any, dims: Any = ()) -> Labels:
         return fixed(cx, x, range(x.rank), "is rolled as one axis")
     new = []
     for shift, axis in zip(shifts, axes, strict=True):
-        length = cx.memo(f"length {axis}", lambda axis=axis: x.shape[axis])
+        length = cx.memo(f"length {axis}", lambda now=x.shape[axis]: now)
         if x.on(axis) is None:
             new.append(shift)
             continue
@@ -263,7 +264,10 @@ def repeat(cx: Pass, x: Labels, times: Sequence[Any]) -> Labels:
 def repeat_interleave(cx: Pass, x: Labels, times: Any, dim: int | None = None, **_: Any) -> Labels:
     """Every index `times` times in a row."""
     if dim is None or not isinstance(times, int):
-        return Labels(tuple(cx.shape()), fixed(cx, x, range(x.rank), "is repeated a computed number of times").groups if dim is not None else ())
+        fixed(cx, x, range(x.rank), "is repeated a computed number of times")
+        for group in x.groups:
+            cx.freeze(group.atoms, "is repeated a computed number of times")
+        return Labels(tuple(cx.shape()))
     axis = x.axis(dim)
     group = x.on(axis)
     if group is not None and len(group.axes) > 1:

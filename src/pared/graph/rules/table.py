@@ -15,10 +15,11 @@ from pared.graph.rules import norms, products, shapes
 Rule = Callable[..., Any]
 
 _NAMES: dict[Rule, str] = {
-    shapes.same: """alias clone contiguous detach detach_ dropout dropout_ feature_dropout alpha_dropout native_dropout lift_fresh lift_fresh_copy
-        to _to_copy type_as float half double bfloat16 positive fill_ zero_ masked_fill_ conj resolve_conj resolve_neg requires_grad_
+    shapes.same: """alias clone contiguous detach dropout feature_dropout alpha_dropout native_dropout lift_fresh lift_fresh_copy bernoulli
+        to _to_copy type_as float half double bfloat16 positive fill_ zero_ conj resolve_conj resolve_neg requires_grad_
         feature_alpha_dropout bernoulli_ normal_ uniform_ rand_like zeros_like ones_like full_like empty_like randn_like""",
-    shapes.size: "sym_size sym_numel sym_stride sym_storage_offset _assert_tensor_metadata _assert_scalar _assert_async sym_constrain_range",
+    shapes.size: """sym_size sym_numel sym_stride sym_storage_offset _assert_tensor_metadata _assert_scalar _assert_async
+        sym_constrain_range""",
     shapes.view: "view reshape _unsafe_view",
     shapes.unflatten: "unflatten",
     shapes.flatten: "flatten reshape_as view_as ravel",
