@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -53,7 +55,7 @@ def find_rule(module: nn.Module, name: str, kind: type[nn.Module]) -> nn.Module 
     """The last rule of type `kind` on parameter `name` of `module`, or None."""
     if not parametrize.is_parametrized(module, name):
         return None
-    rules = [rule for rule in module.parametrizations[name] if isinstance(rule, kind)]
+    rules = [rule for rule in _parametrizations(module)[name] if isinstance(rule, kind)]
     return rules[-1] if rules else None
 
 
@@ -74,9 +76,10 @@ def bake(model: nn.Module) -> nn.Module:
         if not parametrize.is_parametrized(module):
             continue
         _own_class(module)
-        for name in list(module.parametrizations):
-            if any(isinstance(rule, WeightRule) for rule in module.parametrizations[name]):
-                trainable = module.parametrizations[name].original.requires_grad
+        rules = _parametrizations(module)
+        for name in list(rules):
+            if any(isinstance(rule, WeightRule) for rule in rules[name]):
+                trainable = rules[name].original.requires_grad
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
                 getattr(module, name).requires_grad_(trainable)
     return model
@@ -85,4 +88,9 @@ def bake(model: nn.Module) -> nn.Module:
 def _own_class(module: nn.Module) -> None:
     """Give a parametrized module a class of its own: PyTorch makes one for it, which deep copies share and later changes would alter."""
     kind = type(module)
-    module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+    module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _parametrizations(module: nn.Module) -> Any:
+    """The parametrizations of a module by parameter; torch types them as a bare module."""
+    return module.parametrizations

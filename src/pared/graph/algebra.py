@@ -116,7 +116,7 @@ def _tied_along(cx: Pass, group: Group, axis: int) -> Group | None:
     first = group.atoms.take([0], axis=place)
     cx.tie(group.atoms, np.broadcast_to(first, group.atoms.shape))
     rest = tuple(other for other in group.axes if other != axis)
-    return Group(rest, group.atoms.take(0, axis=place)) if rest else None
+    return Group(rest, group.at(axis)) if rest else None
 
 
 def single(cx: Pass, labels: Labels, axis: int) -> Labels:

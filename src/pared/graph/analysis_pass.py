@@ -84,7 +84,8 @@ class AnalysisPass(Pass):
 
     def _apply(self, node: fx.Node) -> Any:
         rule = rule_for(node.target)
-        arguments, named = (fx.map_arg(part, self._known) for part in (node.args, node.kwargs))
+        arguments: Any = fx.map_arg(node.args, self._known)
+        named: Any = fx.map_arg(node.kwargs, self._known)
         if rule is not None:
             try:
                 result = rule(self, *arguments, **named)

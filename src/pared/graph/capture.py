@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.graph import CodeGen
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
 
@@ -179,7 +180,7 @@ def _plain_graph_module(unlifted: nn.Module) -> fx.GraphModule:
         result = pytree.tree_unflatten(list(leaves), convention.out_spec)
         if isinstance(result, fx.Node) or type(result) in (tuple, list, dict, immutable_list, immutable_dict):
             output.args = (result,)
-            graph.set_codegen(fx.graph.CodeGen())
+            graph.set_codegen(CodeGen())
     module = fx.GraphModule(unlifted, graph)
     module._tracer_cls = None  # type: ignore[assignment]
     module.graph._tracer_cls = None

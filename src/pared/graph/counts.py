@@ -188,8 +188,10 @@ def _parameters_by_module(model: nn.Module) -> tuple[dict[str, int], dict[str, i
     params: dict[str, int] = {}
     nonzero: dict[str, int] = {}
     seen: set[int] = set()
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        is_weight = isinstance(tensor, nn.Parameter) or tensor.dtype in (torch.int8, torch.uint8)
+    buffers = dict(model.named_buffers())
+    for name, tensor in (*model.named_parameters(), *buffers.items()):
+        # integers with a scale beside them are the weights and biases of a quantized layer
+        is_weight = isinstance(tensor, nn.Parameter) or (not tensor.is_floating_point() and f"{name}_scale" in buffers)
         if not is_weight or id(tensor) in seen or tensor.numel() == 0:
             continue
         seen.add(id(tensor))

@@ -66,7 +66,8 @@ class CutPass(Pass):
                 self.labels[node] = self._source(attribute(node))
             elif node.op == "call_function":
                 rule = rule_for(node.target)
-                arguments, named = (fx.map_arg(part, self._known) for part in (node.args, node.kwargs))
+                arguments: Any = fx.map_arg(node.args, self._known)
+                named: Any = fx.map_arg(node.kwargs, self._known)
                 use = unknown if rule is None or node in self.analysis.first.unknown else rule
                 try:
                     result = use(self, *arguments, **named)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from pared.core.errors import ModelError
 from pared.graph.analysis import Analysis, analyse
@@ -197,7 +198,7 @@ def _edit(twin: fx.Node, name: int | str, value: Any, twins: dict[fx.Node, fx.No
 
 def _named_tensors(own: nn.Module, captured: Captured, new: dict[int, Tensor]) -> dict[str, Tensor]:
     """All tensors of the cut network under the user's names, and the constants that only the graph knows."""
-    named = [*own.named_parameters(remove_duplicate=False), *own.named_buffers(remove_duplicate=False)]
+    named: list[tuple[str, Tensor]] = [*own.named_parameters(remove_duplicate=False), *own.named_buffers(remove_duplicate=False)]
     named += [
         (str(node.target), value)
         for node in captured.module.graph.nodes
@@ -275,7 +276,7 @@ def _outputs(model: nn.Module, batch: tuple[Any, ...]) -> list[Any] | None:
     """The leaves of a model's outputs in eval mode, or None where it raises."""
     try:
         with torch.no_grad(), training_mode(model, False):
-            return torch.utils._pytree.tree_leaves(model(*copy.deepcopy(batch)))
+            return pytree.tree_leaves(model(*copy.deepcopy(batch)))
     except Exception:
         return None
 

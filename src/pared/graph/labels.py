@@ -25,6 +25,10 @@ class Group:
     axes: tuple[int, ...]
     atoms: Atoms
 
+    def at(self, axis: int, index: int = 0) -> Atoms:
+        """The atoms at one index of an axis, without that axis."""
+        return np.asarray(self.atoms.take(index, axis=self.axes.index(axis)))
+
     def along(self, axes: Sequence[int]) -> Atoms:
         """The atoms with their dimensions in the order of `axes` (a permutation of the group's own)."""
         return self.atoms if tuple(axes) == self.axes else self.atoms.transpose([self.axes.index(axis) for axis in axes])
@@ -81,7 +85,7 @@ class Labels:
             if axis in group.axes:
                 rest = tuple(other for other in group.axes if other != axis)
                 if rest:
-                    groups.append(Group(rest, group.atoms.take(0, axis=group.axes.index(axis))))
+                    groups.append(Group(rest, group.at(axis)))
             else:
                 groups.append(group)
         return Labels(self.shape, tuple(groups)).without_axis(axis)
@@ -109,7 +113,7 @@ def drop_constant_axes(group: Group, keep: Iterable[int] | None = None) -> tuple
     atoms = group.atoms
     for place in reversed(range(len(group.axes))):
         if group.axes[place] not in stayed:
-            atoms = atoms.take(0, axis=place)
+            atoms = np.asarray(atoms.take(0, axis=place))
     return (Group(stayed, atoms), stayed) if stayed else (None, stayed)
 
 

@@ -71,7 +71,7 @@ def _changed_numbers(node: fx.Node, changes: dict[int | str, Any]) -> dict[int, 
         old = node.args[name] if isinstance(name, int) and name < len(node.args) else None
         olds, news = (entry if isinstance(entry, list | tuple) else [entry] for entry in (old, value))
         if len(olds) == len(news):
-            pairs |= {a: b for a, b in zip(olds, news, strict=True) if type(a) is type(b) is int and a != b and b >= 0}
+            pairs |= {a: b for a, b in zip(olds, news, strict=True) if isinstance(a, int) and isinstance(b, int) and a != b and b >= 0}
     return pairs
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import _pytree as fx_pytree
+from torch.utils import _pytree as pytree
 
 Forward = Callable[..., Any]
 
@@ -42,7 +44,7 @@ def source_of(graph: fx.Graph) -> str:
 def compiled(source: str) -> Forward:
     """Compile a forward; kept by its text, so that copies of a module share it."""
     names: dict[str, Any] = {"torch": torch, "device": torch.device, "inf": float("inf"), "nan": float("nan"), "NoneType": type(None)}
-    names |= {"fx_pytree": fx._pytree, "pytree": torch.utils._pytree}
+    names |= {"fx_pytree": fx_pytree, "pytree": pytree}
     exec(compile(source, "<rewritten graph>", "exec"), names)
     return names["forward"]
 

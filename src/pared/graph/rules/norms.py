@@ -59,7 +59,7 @@ def group_norm(cx: Pass, x: Labels, groups: int, *vectors: Any, **_: Any) -> Lab
         cx.rewrite(1, left)
     for vector in vectors[:2]:
         if isinstance(vector, Labels):
-            for _ in range(x.rank - 2):
+            while vector.rank < x.rank - 1:
                 vector = vector.with_axis(vector.rank)
             x = combine(cx, x, vector)
     return x
