@@ -31,7 +31,6 @@ def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.IdentityEliminationPass(),
         passes.CommonSubexpressionEliminationPass(),
-        passes.LiftSubgraphInitializersToMainGraphPass(),
         passes.DeduplicateInitializersPass(size_limit=2**31),
         passes.RemoveUnusedNodesPass(),
         passes.RemoveUnusedOpsetsPass(),
