@@ -101,6 +101,15 @@ def model_proto(model: nn.Module, example_inputs: Tensor | Sequence[Any], normal
     return proto
 
 
+def named_proto(model: nn.Module, example_inputs: Tensor | Sequence[Any], normalize: nn.Module | None = None) -> onnx.ModelProto:
+    """The ONNX model before it takes its canonical form: operators still say which module they come from.
+
+    Raises:
+        CaptureError: as `export`.
+    """
+    return _translate(_in_front(normalize, model), as_inputs(example_inputs))
+
+
 def write_xz(path: str | Path) -> Path:
     """Write FILE.xz beside a file, the same bytes each time, and return its path; its size is what the file costs on the wire.
 
