@@ -57,7 +57,9 @@ def test_public_names_exist_and_are_these() -> None:
         _ = pared.prunes
 
 
-@pytest.mark.parametrize("statement", ["import pared", "import pared.cli.main", "import pared.core.method, pared.core.files, pared.core.units"])
+@pytest.mark.parametrize(
+    "statement", ["import pared", "import pared.cli.main", "import pared.core.method, pared.core.files, pared.core.units"]
+)
 def test_light_imports_stay_light(statement: str) -> None:
     heavy = "[name for name in ('torch', 'onnx', 'onnxruntime', 'matplotlib', 'lightning_fabric', 'numpy') if name in sys.modules]"
     found = subprocess.run([sys.executable, "-c", f"import sys; {statement}; print({heavy})"], capture_output=True, text=True, check=True)
@@ -85,7 +87,9 @@ def test_functions_take_few_parameters() -> None:
 
 def test_functions_are_annotated() -> None:
     bare = [name for name, function in functions() if function.returns is None and function.name != "__init__"]
-    bare += [f"{name}({argument.arg})" for name, function in functions() for argument in parameters(function) if argument.annotation is None]
+    bare += [
+        f"{name}({argument.arg})" for name, function in functions() for argument in parameters(function) if argument.annotation is None
+    ]
     assert bare == []
 
 
@@ -132,7 +136,9 @@ def test_words_that_do_not_belong_here(word: str) -> None:
 
 def test_constraints_are_plain_versions_of_what_is_needed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = [line for line in (ROOT / "requirements" / "constraints.txt").read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    lines = [
+        line for line in (ROOT / "requirements" / "constraints.txt").read_text(encoding="utf-8").splitlines() if not line.startswith("#")
+    ]
     assert all(re.fullmatch(r"[a-z0-9-]+==[0-9.]+", line) for line in lines)
     pinned = {line.split("==")[0] for line in lines}
     needed = {re.split(r"[><=\[]", name)[0] for name in [*project["dependencies"], *project["optional-dependencies"]["dev"]]}

@@ -169,7 +169,16 @@ def test_result_can_be_read_back(finished: Path) -> None:
 
 def test_directory_holds_everything(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
-    assert names >= {"recipe.yaml", "events.jsonl", "checkpoints", "steps", "original.onnx", "original.onnx.xz", "small.onnx", "small.onnx.xz"}
+    assert names >= {
+        "recipe.yaml",
+        "events.jsonl",
+        "checkpoints",
+        "steps",
+        "original.onnx",
+        "original.onnx.xz",
+        "small.onnx",
+        "small.onnx.xz",
+    }
     assert names >= {"small.safetensors", "result.json", "baselines.json", "layers.json", "environment.json", "run.json"}
     assert not [path for path in finished.rglob("*") if path.name.endswith(".tmp")]
     assert [each["path"] for each in json.loads((finished / "layers.json").read_text())["compressed"]] == ["0", "2"]
@@ -180,7 +189,11 @@ def test_directory_holds_everything(finished: Path) -> None:
         assert file.get_tensor("0.weight").shape == (8, 6)
         assert (file.get_tensor("0.weight") == 0).any()
         architecture = json.loads(file.metadata()["architecture"])
-    assert architecture["modules"][1] == {"path": "0", "class": "torch.nn.modules.linear.Linear", "settings": "in_features=6, out_features=8, bias=True"}
+    assert architecture["modules"][1] == {
+        "path": "0",
+        "class": "torch.nn.modules.linear.Linear",
+        "settings": "in_features=6, out_features=8, bias=True",
+    }
 
 
 def test_baselines(finished: Path) -> None:
@@ -294,7 +307,9 @@ def test_kills_at_random_moments(tmp_path: Path) -> None:
 
 
 def main_recipe() -> Recipe:
-    return Recipe(PruneWeights(keep=0.5, rounds=2, tune=Train(epochs=2)), PruneWeights(keep=0.25, tune=Train(epochs=2)), train=Train(epochs=3))
+    return Recipe(
+        PruneWeights(keep=0.5, rounds=2, tune=Train(epochs=2)), PruneWeights(keep=0.25, tune=Train(epochs=2)), train=Train(epochs=3)
+    )
 
 
 def test_finished_run_is_read_and_says_so(finished: Path) -> None:
@@ -319,7 +334,15 @@ def test_other_runs_are_refused(finished: Path, tmp_path: Path) -> None:
         with pytest.raises(RunError, match=rf"holds another run \({difference} differ\)"):
             run(finished, **{**FINISHED, "resume": True, **changes})
     with pytest.raises(RunError, match=r"\(weights differ\).*same seed"):
-        compress(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)), toy_task(), RECIPE, finished, model_name="mlp", resume=True, **FINISHED)
+        compress(
+            nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)),
+            toy_task(),
+            RECIPE,
+            finished,
+            model_name="mlp",
+            resume=True,
+            **FINISHED,
+        )
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(RunError, match="is not empty and holds no run"):
@@ -342,7 +365,9 @@ class Nothing(nn.Module):
         ({"model": Nothing()}, ModelError, "Nothing"),
     ],
 )
-def test_nothing_is_left_behind_when_something_is_wrong(tmp_path: Path, change: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_nothing_is_left_behind_when_something_is_wrong(
+    tmp_path: Path, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
     model = change.get("model", toy())
     if model == "nan":
         model = toy()
@@ -369,7 +394,7 @@ def test_full_disk_leaves_a_run_that_resumes(finished: Path, tmp_path: Path, mon
         real(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(RunError, match="the disk is full. Free some space and run the same command again with --resume"):
+    with pytest.raises(RunError, match=r"the disk is full\. Free some space and run the same command again with --resume"):
         run(tmp_path / "run")
     monkeypatch.undo()
     assert not list((tmp_path / "run").rglob("*.tmp"))
@@ -389,7 +414,11 @@ def test_full_disk_while_logging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_two_processes_keep_apart(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
-    with directory.open({"seed": 0}, resume=False), pytest.raises(RunError, match="another process is working in it"), directory.open({"seed": 0}, resume=True):
+    with (
+        directory.open({"seed": 0}, resume=False),
+        pytest.raises(RunError, match="another process is working in it"),
+        directory.open({"seed": 0}, resume=True),
+    ):
         pass
     with directory.open({"seed": 0}, resume=True):
         assert json.loads((tmp_path / "run" / "run.json").read_text()) == {"seed": 0}

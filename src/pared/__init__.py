@@ -14,7 +14,20 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_PACKAGES = ("architecture", "data", "distill", "dynamic", "graph", "measure", "prune", "quantize", "recipe", "report", "runtime", "training")
+_PACKAGES = (
+    "architecture",
+    "data",
+    "distill",
+    "dynamic",
+    "graph",
+    "measure",
+    "prune",
+    "quantize",
+    "recipe",
+    "report",
+    "runtime",
+    "training",
+)
 _NAMES = {
     "Accuracy": "training",
     "Budget": "recipe",

@@ -25,6 +25,8 @@ def bench(directory: Path, data: str | None, *, threads: int, quick: bool, seed:
         print_json({**{name: time.to_dict() for name, time in times.items()}, "ratio": before.median / after.median})
         return 0
     for name, time in times.items():
-        typer.echo(f"{name:<10} median {time.median:.4f} ms   p90 {time.p90:.4f} ms   batch {time.batch}   threads {time.threads}   {time.engine}")
+        typer.echo(
+            f"{name:<10} median {time.median:.4f} ms   p90 {time.p90:.4f} ms   batch {time.batch}   threads {time.threads}   {time.engine}"
+        )
     typer.echo(f"{'ratio':<10} {before.median / after.median:.2f}")
     return 0

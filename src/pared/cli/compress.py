@@ -48,8 +48,8 @@ def compress(request: Request) -> int:
     trained = request.trained or request.weights is not None
     if recipe is not None and recipe.train is None and not trained:
         raise SettingsError(
-            f"{request.recipe}: has no `train:`, and {request.model} comes with random weights. Add `train: {{epochs: 8}}` to the recipe, or "
-            "give --weights FILE (or --trained, if the model brings its weights)."
+            f"{request.recipe}: has no `train:`, and {request.model} comes with random weights. Add `train: {{epochs: 8}}` to the recipe, "
+            "or give --weights FILE (or --trained, if the model brings its weights)."
         )
     device, devices, precision = request.machine
     machine = Machine(accelerator=device, devices=int(devices) if devices.isdecimal() else devices, precision=precision)  # pyright: ignore

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +53,7 @@ def demo(
 
 
 @app.command()
-def compress(  # noqa: PLR0913 -- one parameter for each option
+def compress(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="The run directory.")],
@@ -170,6 +171,8 @@ def options(
 
 def main() -> None:
     """Entry point of the command `pared`."""
+    # read when torch is imported: idle threads that spin steal time from the engine's threads, and from each other on a busy machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     app(prog_name="pared")
 
 

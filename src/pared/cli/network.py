@@ -54,7 +54,13 @@ def show_profile(spec: str, data: str | None, weights: Path | None, *, seed: int
     counts = graph.count(found.model, found.inputs)
     sizes = {path: sum(tensor.nbytes for tensor in module.parameters(recurse=False)) for path, module in found.model.named_modules()}
     layers = [
-        {"path": each.path, "params": each.params, "nonzero": each.nonzero, "macs": each.macs, "bytes": sizes.get(each.path, 4 * each.params)}
+        {
+            "path": each.path,
+            "params": each.params,
+            "nonzero": each.nonzero,
+            "macs": each.macs,
+            "bytes": sizes.get(each.path, 4 * each.params),
+        }
         for each in counts.modules
         if each.params or each.macs
     ]
@@ -98,5 +104,7 @@ def _table(layers: list[dict[str, Any]], whole: dict[str, Any]) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     for layer in layers:
         table.add_row(Text(layer["path"] or "(the model itself)"), *(f"{layer[name]:,}" for name in ("params", "macs", "bytes")))
-    table.add_row("whole network", f"{whole['params']:,}", f"{whole['macs']:,}", f"{sum(layer['bytes'] for layer in layers):,}", style="bold")
+    table.add_row(
+        "whole network", f"{whole['params']:,}", f"{whole['macs']:,}", f"{sum(layer['bytes'] for layer in layers):,}", style="bold"
+    )
     return table

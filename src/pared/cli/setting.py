@@ -69,7 +69,7 @@ def print_json(content: Any) -> None:
 
 
 def _classes(task: Task, targets: Any) -> int:
-    known = getattr(task.train, "targets", None)
+    known: Any = getattr(task.train, "targets", None)
     if isinstance(known, torch.Tensor) and not known.is_floating_point():
         return int(known.max()) + 1
     if isinstance(targets, torch.Tensor) and not targets.is_floating_point():

@@ -154,7 +154,7 @@ def describe(hint: Any) -> str:
 
 
 def _dataclass_value(node: yaml.Node, members: tuple[type, ...], where: str, field: str) -> Any:
-    """A dataclass written as its name, its short form, `{name: fields}` or (if there is but one) its fields; None if it is none of these."""
+    """A dataclass written as its name, its short form, `{name: fields}` or (if there is but one) its fields; None if none of these."""
     by_name = {snake(member.__name__): member for member in members}
     if isinstance(node, yaml.ScalarNode):
         if node.value in by_name:
@@ -176,7 +176,9 @@ def _dataclass_value(node: yaml.Node, members: tuple[type, ...], where: str, fie
         if len(members) == 1:
             return build(members[0], node, where, f"{field}.")
         keys = [str(key.value) for key, _ in node.value]
-        raise mistake(node, f"{where}: {field} must be one of these with its fields: {', '.join(by_name)}. Got {', '.join(keys) or 'nothing'}.")
+        raise mistake(
+            node, f"{where}: {field} must be one of these with its fields: {', '.join(by_name)}. Got {', '.join(keys) or 'nothing'}."
+        )
     return None
 
 

@@ -47,8 +47,8 @@ def settings(method: object, *, only_changed: bool = False) -> dict[str, Any]:
         method: any dataclass.
         only_changed: leave out fields that have their default value.
 
-    >>> settings(Weights(keep=0.1), only_changed=True)
-    {'keep': 0.1}
+    >>> settings(Weights(keep=0.2), only_changed=True)
+    {'keep': 0.2}
     """
     hints = field_types(type(method))
     return {

@@ -23,12 +23,12 @@ except ImportError:  # not on Windows: there nothing keeps two processes apart
 class RunDirectory:
     """A run's files. Take one with `RunDirectory.open`, which checks that it is this run's and locks it.
 
-        run.json          what makes this run the one it is (model, recipe, data, seed …)
-        recipe.yaml       the recipe
-        events.jsonl      what happened, one JSON object a line
-        checkpoints/      of every training, by stage
-        steps/            the network after every step, and what was measured on it
-        result.json       comes last: where it is, the run is finished
+    run.json          what makes this run the one it is (model, recipe, data, seed …)
+    recipe.yaml       the recipe
+    events.jsonl      what happened, one JSON object a line
+    checkpoints/      of every training, by stage
+    steps/            the network after every step, and what was measured on it
+    result.json       comes last: where it is, the run is finished
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -80,7 +80,9 @@ class RunDirectory:
                     self.save("run.json", identity)
                 yield self
         except OSError as error:
-            raise RunError(f"{error.filename or self.path}: can't be written ({error.strerror or error}). Then run again with --resume.") from error
+            raise RunError(
+                f"{error.filename or self.path}: can't be written ({error.strerror or error}). Then run again with --resume."
+            ) from error
 
     def load(self, name: str) -> Any:
         """The content of a JSON file, or None if there is none.

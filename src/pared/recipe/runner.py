@@ -74,7 +74,8 @@ def compress(
         RunError: if `out` holds something else, another process works there, or the disk is full.
 
     >>> import pared, tempfile
-    >>> task, net = pared.data.load("digits"), pared.architecture.load_model("lenet300", classes=10, channels=1, size=8)
+    >>> from pared.architecture import nets
+    >>> task, net = pared.data.load("digits"), nets.lenet300(size=8)
     >>> recipe = pared.Recipe(pared.prune.Neurons(keep=0.5))
     >>> with tempfile.TemporaryDirectory() as out:
     ...     result = compress(net, task, recipe, out, baselines=False, quick=True)
@@ -237,7 +238,13 @@ class _Run:
         files |= {name: deployed.path for name, (_, deployed) in others.items()}
         self.report({"event": "stage", "name": "latency"})
         times = time_files(files, self.workshop.task, quick=self.plan.quick)
-        self.report({"event": "timed", "quiet": all(time.quiet for time in times.values()), "medians": {name: time.median for name, time in times.items()}})
+        self.report(
+            {
+                "event": "timed",
+                "quiet": all(time.quiet for time in times.values()),
+                "medians": {name: time.median for name, time in times.items()},
+            }
+        )
         times[steps[-1].stage.name] = times["small"]
         measure = self.workshop.measure
         before, after = measure(first, times["original"]), measure(small, times["small"])

@@ -112,8 +112,8 @@ class Workshop:
             self.directory.save(key, now)
         elif before["sha256"] != now["sha256"]:
             raise RunError(
-                f"{self.directory.path}: stage {name} gave other weights than before the run was stopped. Resume on the same machine with the "
-                f"same versions and {before['threads']} threads (now {now['threads']}), or start again in another directory."
+                f"{self.directory.path}: stage {name} gave other weights than before the run was stopped. Resume on the same machine with "
+                f"the same versions and {before['threads']} threads (now {now['threads']}), or start again in another directory."
             )
 
 
@@ -157,7 +157,8 @@ def copy_file(source: Path, target: Path) -> None:
 def stages_of(steps: tuple[Method, ...], names: list[str], prefix: str = "") -> list[Stage]:
     """The steps of a recipe as numbered stages."""
     return [
-        Stage(f"{prefix}{index:02d}-{name}", step, index, len(steps)) for index, (step, name) in enumerate(zip(steps, names, strict=True), 1)
+        Stage(f"{prefix}{index:02d}-{name}", step, index, len(steps))
+        for index, (step, name) in enumerate(zip(steps, names, strict=True), 1)
     ]
 
 

@@ -81,9 +81,9 @@ def dumps(recipe: Recipe) -> str:
     """A recipe as YAML text, one step a line.
 
     >>> from pared.prune import Weights
-    >>> print(dumps(Recipe(Weights(keep=0.1))), end="")
+    >>> print(dumps(Recipe(Weights(keep=0.2))), end="")
     steps:
-      - prune.weights: {keep: 0.1}
+      - prune.weights: {keep: 0.2}
     """
     lines = [f"train: {_flow(settings(recipe.train, only_changed=True))}"] if recipe.train is not None else []
     lines.append("steps:" if recipe.steps else "steps: []")
@@ -106,7 +106,9 @@ def _compose(text: str) -> yaml.MappingNode:
                 raise Mistakes([Mistake(event.start_mark.line + 1, f"this is nested more than {_DEEPEST} deep, which no recipe is.")])
             # an alias can blow a page up to gigabytes, and a recipe has no use for one
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise Mistakes([Mistake(event.start_mark.line + 1, "anchors and aliases (& and *) can't be used here; write the value out.")])
+                raise Mistakes(
+                    [Mistake(event.start_mark.line + 1, "anchors and aliases (& and *) can't be used here; write the value out.")]
+                )
             if isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None):
                 raise Mistakes([Mistake(event.start_mark.line + 1, f"tags such as {event.tag} can't be used here.")])  # pyright: ignore
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -146,7 +148,9 @@ def _recipe(root: yaml.MappingNode, methods: Sequence[type]) -> Recipe:
 
 def _steps(node: yaml.Node, methods: Sequence[type], found: list[Mistake]) -> list[Method]:
     if not isinstance(node, yaml.SequenceNode) or not node.value:
-        raise mistake(node, f"recipe: steps must be a list of methods. Got {'an empty list' if isinstance(node, yaml.SequenceNode) else show(node)}.")
+        raise mistake(
+            node, f"recipe: steps must be a list of methods. Got {'an empty list' if isinstance(node, yaml.SequenceNode) else show(node)}."
+        )
     steps = []
     for step in node.value:
         try:
@@ -164,7 +168,9 @@ def _step(node: yaml.Node, methods: Sequence[type]) -> Method:
         key, value = node, None
     else:
         what = f"{len(node.value)} keys" if isinstance(node, yaml.MappingNode) else show(node)
-        raise mistake(node, f"recipe: a step must be one method and its settings, such as `quantize.int8: {{calibration: 512}}`. Got {what}.")
+        raise mistake(
+            node, f"recipe: a step must be one method and its settings, such as `quantize.int8: {{calibration: 512}}`. Got {what}."
+        )
     if not isinstance(key, yaml.ScalarNode) or key.value not in by_name:
         shown = key.value if isinstance(key, yaml.ScalarNode) else show(key)
         raise mistake(key, f"recipe: there is no method {shown!r}; {nearest(str(shown), list(by_name))}")
