@@ -256,6 +256,23 @@ def test_what_training_mode_adds_is_kept_in_a_rewritten_graph() -> None:
     assert int(model.n.num_batches_tracked) == 0
 
 
+def test_a_block_without_gradient_is_kept_in_a_rewritten_graph() -> None:
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.f = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                y = self.a(x).relu()
+            return self.f((y * y.view(-1, 8)).view(-1, 8) + self.b(x).view(-1, 8) * 0) + self.b(x).view(-1, 2, 4).sum(2)
+
+    model = Frozen().eval()
+    x = torch.randn(3, 4)
+    assert_equal(outputs(model, (x,)), outputs(prune.cut(model, x, keep={"b": 1.0}), (x,)))
+    assert prune.cut(model, x)(x).shape == (3, 2)
+
+
 def test_counts_fall_with_the_cut() -> None:
     model, inputs = build("chain")
     whole, small = count(model, inputs), count(prune.cut(model, inputs), inputs)

@@ -35,9 +35,9 @@ def recipes() -> dict[str, Recipe]:
     }
 
 
-def demo(out: Path, *, seed: int, json: bool, quiet: bool, threads: int | None, resume: bool) -> int:
+def demo(out: Path, *, seed: int, json: bool, quiet: bool, threads: int, resume: bool) -> int:
     """Train the network once, carry out every recipe on it, and show all of them beside the original."""
-    use_threads(threads or 1)  # networks this small gain nothing from a second thread
+    use_threads(threads)
     if out.exists() and not resume and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out}: is not empty. Go on with --resume, or choose another directory with -o.")
     task = load_task("digits", seed, batch_size=32)  # 1,197 samples: small batches, or an epoch is over after ten steps

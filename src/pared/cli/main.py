@@ -36,7 +36,8 @@ def demo(
     seed: Seed = 0,
     json: Json = False,
     quiet: Quiet = False,
-    threads: Threads = None,
+    # networks this small gain nothing from a second thread
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads for training.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a demonstration that was stopped.")] = False,
 ) -> None:
     """Take one small network through the five families.
@@ -99,7 +100,7 @@ def profile(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Show parameters, MACs and bytes by layer.
+    """Show parameters, MACs, bytes and time by layer.
 
     And size and latency of the whole file.
     """

@@ -18,7 +18,7 @@ from pared.architecture import nets
 from pared.architecture.load import load_model
 from pared.cli.setting import load_task, model_for, print_json
 from pared.core.seeds import seed_everything
-from pared.measure import file_metric, latency
+from pared.measure import file_metric, latency, layer_times
 from pared.report import print_table
 from pared.runtime import export, write_xz
 from pared.training import Task
@@ -49,23 +49,12 @@ def subject(spec: str, data: str | None, weights: Path | None, seed: int) -> Sub
 
 
 def show_profile(spec: str, data: str | None, weights: Path | None, *, seed: int, json: bool) -> int:
-    """Print parameters, MACs and bytes by layer, and size and latency of the exported file."""
+    """Print parameters, MACs, bytes and time by layer, and size and latency of the exported file."""
     found = subject(spec, data, weights, seed)
     counts = graph.count(found.model, found.inputs)
-    sizes = {path: sum(tensor.nbytes for tensor in module.parameters(recurse=False)) for path, module in found.model.named_modules()}
-    layers = [
-        {
-            "path": each.path,
-            "params": each.params,
-            "nonzero": each.nonzero,
-            "macs": each.macs,
-            "bytes": sizes.get(each.path, 4 * each.params),
-        }
-        for each in counts.modules
-        if each.params or each.macs
-    ]
+    normalize = found.task.normalize if found.task is not None else None
+    layers = _layers(found, counts, layer_times(found.model, found.raw, normalize))
     with tempfile.TemporaryDirectory() as folder:
-        normalize = found.task.normalize if found.task is not None else None
         path = export(found.model, found.raw, Path(folder) / "model.onnx", normalize=normalize)
         time = latency({"model": path}, tuple(part[:1] for part in found.raw), quick=True)["model"]
         whole: dict[str, Any] = {
@@ -86,6 +75,21 @@ def show_profile(spec: str, data: str | None, weights: Path | None, *, seed: int
     return 0
 
 
+def _layers(found: Subject, counts: graph.Counts, times: dict[str, float]) -> list[dict[str, Any]]:
+    """One row for each module that owns parameters, multiplies or takes time, in the model's order; the rest of the time comes last."""
+    modules = dict(found.model.named_modules())
+    counted = {each.path: each for each in counts.modules}
+    rows = []
+    for path in [*(path for path in modules if path), *(path for path in counted if path not in modules), ""]:
+        each, time = counted.get(path), times.get(path)
+        if time is None and (each is None or not (each.params or each.macs)):
+            continue
+        bytes_ = sum(tensor.nbytes for tensor in modules[path].parameters(recurse=False)) if path in modules else 0
+        numbers = (each.params, each.nonzero, each.macs) if each is not None else (0, 0, 0)
+        rows.append({"path": path, **dict(zip(("params", "nonzero", "macs"), numbers, strict=True)), "bytes": bytes_, "milliseconds": time})
+    return rows
+
+
 def show_plan(spec: str, data: str | None, *, seed: int, json: bool) -> int:
     """Print what can be cut and what can't, and why."""
     found = subject(spec, data, None, seed)
@@ -100,11 +104,11 @@ def show_plan(spec: str, data: str | None, *, seed: int, json: bool) -> int:
 def _table(layers: list[dict[str, Any]], whole: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("Layer", no_wrap=True)
-    for title in ("Parameters", "MACs", "Bytes"):
+    for title in ("Parameters", "MACs", "Bytes", "Time (ms)"):
         table.add_column(title, justify="right", no_wrap=True)
     for layer in layers:
-        table.add_row(Text(layer["path"] or "(the model itself)"), *(f"{layer[name]:,}" for name in ("params", "macs", "bytes")))
-    table.add_row(
-        "whole network", f"{whole['params']:,}", f"{whole['macs']:,}", f"{sum(layer['bytes'] for layer in layers):,}", style="bold"
-    )
+        time = "" if layer["milliseconds"] is None else f"{layer['milliseconds']:.4f}"
+        table.add_row(Text(layer["path"] or "(between layers)"), *(f"{layer[name]:,}" for name in ("params", "macs", "bytes")), time)
+    total = [f"{whole['params']:,}", f"{whole['macs']:,}", f"{sum(layer['bytes'] for layer in layers):,}"]
+    table.add_row("whole network", *total, f"{whole['latency_ms']['median']:.4f}", style="bold")
     return table

@@ -75,11 +75,11 @@ def cut_model(model: nn.Module, example_inputs: Tensor | Sequence[Any], choose: 
         return Cut(own, True, {}, notes)
     new = _new_tensors(captured, plan)
     evaluation = edited_graph(captured.module, plan)
-    tensors = _named_tensors(own, captured, new)
-    rewritten = Rewritten(tensors, evaluation, switched_to_training(evaluation))
+    parts, saved = _parts(own, captured, new), set(own.state_dict())
+    rewritten = Rewritten(parts, evaluation, switched_to_training(evaluation), saved)
     result = _own_class(own, names, new, captured, plan, rewritten)
     if result is None:
-        result = Rewritten(tensors, evaluation, _training_graph(model, captured, plan, evaluation))
+        result = Rewritten(parts, evaluation, _training_graph(model, captured, plan, evaluation), saved)
     _match_training(result, model)
     return Cut(result, result is own, kept, notes)
 
@@ -196,18 +196,15 @@ def _edit(twin: fx.Node, name: int | str, value: Any, twins: dict[fx.Node, fx.No
         twin.kwargs = {**twin.kwargs, name: value}
 
 
-def _named_tensors(own: nn.Module, captured: Captured, new: dict[int, Tensor]) -> dict[str, Tensor]:
-    """All tensors of the cut network under the user's names, and the constants that only the graph knows."""
-    named: list[tuple[str, Tensor]] = [*own.named_parameters(remove_duplicate=False), *own.named_buffers(remove_duplicate=False)]
-    named += [
-        (str(node.target), value)
-        for node in captured.module.graph.nodes
-        if node.op == "get_attr" and isinstance(value := attribute(node), Tensor)
-    ]
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in named:
-        tensors.setdefault(name, new.get(id(tensor), tensor))
-    return tensors
+def _parts(own: nn.Module, captured: Captured, new: dict[int, Tensor]) -> dict[str, Tensor | nn.Module]:
+    """All tensors of the cut network under the user's names, and what only the graph knows: constants, subgraphs."""
+    parts: dict[str, Tensor | nn.Module] = {}
+    for name, tensor in (*own.named_parameters(remove_duplicate=False), *own.named_buffers(remove_duplicate=False)):
+        parts[name] = new.get(id(tensor), tensor)
+    for node in captured.module.graph.nodes:
+        if node.op == "get_attr" and isinstance(value := attribute(node), Tensor | nn.Module):
+            parts.setdefault(str(node.target), new.get(id(value), value) if isinstance(value, Tensor) else value)
+    return parts
 
 
 def _training_graph(model: nn.Module, captured: Captured, plan: CutPass, evaluation: fx.Graph) -> fx.Graph:

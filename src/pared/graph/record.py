@@ -52,8 +52,13 @@ def record(captured: Captured, inputs: Inputs | None = None) -> dict[fx.Node, An
 
 
 def module_path(node: fx.Node) -> str:
-    """The path of the innermost user module whose forward made this node ("" is the model itself)."""
+    """The path of the innermost user module whose forward made this node ("" is the model itself).
+
+    A rewritten graph calls no modules; there, an operator belongs to the module whose weight it reads.
+    """
     stack = node.meta.get("nn_module_stack") or {}
-    paths = [str(path) for path, _ in stack.values()]
-    path = paths[-1] if paths else ""
-    return "" if path.startswith("_empty_nn_module_stack") else path.split("@")[0]
+    paths = [str(path).split("@")[0] for path, _ in stack.values() if not str(path).startswith("_empty_nn_module_stack")]
+    if paths and paths[-1]:
+        return paths[-1]
+    weights = [str(source.target) for source in node.all_input_nodes if source.op == "get_attr"]
+    return weights[0].rpartition(".")[0] if weights else ""

@@ -21,10 +21,10 @@ class Rewritten(nn.Module):
     ordinary module otherwise: it trains, copies, pickles, exports and can be captured again.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], evaluation: fx.Graph, training: fx.Graph) -> None:
+    def __init__(self, parts: dict[str, Tensor | nn.Module], evaluation: fx.Graph, training: fx.Graph, saved: set[str]) -> None:
         super().__init__()
-        for name, tensor in tensors.items():
-            _place(self, name, tensor)
+        for name, part in parts.items():
+            _place(self, name, part, persistent=name in saved)
         self._sources = (source_of(evaluation), source_of(training))
         convention = getattr(evaluation._codegen, "pytree_info", None)
         if convention is not None:
@@ -49,14 +49,16 @@ def compiled(source: str) -> Forward:
     return names["forward"]
 
 
-def _place(root: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a parameter or buffer at a dotted path of bare modules."""
+def _place(root: nn.Module, name: str, part: Tensor | nn.Module, persistent: bool = True) -> None:
+    """Put a parameter, a buffer or a subgraph at a dotted path of bare modules."""
     *path, leaf = name.split(".")
-    for part in path:
-        if not isinstance(root._modules.get(part), nn.Module):
-            root.add_module(part, nn.Module())
-        root = root._modules[part]  # type: ignore[assignment]
-    if isinstance(tensor, nn.Parameter):
-        root.register_parameter(leaf, tensor)
+    for step in path:
+        if not isinstance(root._modules.get(step), nn.Module):
+            root.add_module(step, nn.Module())
+        root = root._modules[step]  # type: ignore[assignment]
+    if isinstance(part, nn.Module):
+        root.add_module(leaf, part)
+    elif isinstance(part, nn.Parameter):
+        root.register_parameter(leaf, part)
     else:
-        root.register_buffer(leaf, tensor)
+        root.register_buffer(leaf, part, persistent=persistent)
