@@ -158,7 +158,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_profile_counts_by_layer() -> None:
     found = json.loads(pared("profile", "lenet300", "--data", "digits", "--json").stdout)
-    assert [(layer["path"], layer["params"], layer["macs"], layer["bytes"]) for layer in found["layers"]] == [
+    assert [(layer["path"], layer["params"], layer["macs"], layer["bytes"]) for layer in found["layers"] if layer["params"]] == [
         ("fc1", 64 * 300 + 300, 64 * 300, 4 * 19500),
         ("fc2", 300 * 100 + 100, 300 * 100, 4 * 30100),
         ("fc3", 100 * 10 + 10, 100 * 10, 4 * 1010),
@@ -166,7 +166,7 @@ def test_profile_counts_by_layer() -> None:
     assert found["params"] == 50610
     assert found["file_bytes"] > 4 * (50610 - 410)  # fresh biases are zeros, which the file leaves out
     table = pared("profile", "lenet300")
-    assert ["whole", "network", "266,610", "266,200", "1,066,440"] in [line.split() for line in table.stdout.splitlines()]
+    assert ["whole", "network", "266,610", "266,200", "1,066,440"] in [line.split()[:5] for line in table.stdout.splitlines()]
     assert "Latency:" in table.stdout
 
 

@@ -51,7 +51,7 @@ _NAMES = {
     "evaluate": "training",
     "fit": "training",
 }
-__all__ = sorted(["__version__", *_PACKAGES, *_NAMES])
+__all__ = sorted(["__version__", *_PACKAGES, *_NAMES])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
