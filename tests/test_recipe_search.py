@@ -66,13 +66,13 @@ def test_a_search_that_began_is_not_overwritten(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_search(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(6, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 3))
-    budget = Budget(size=Ratio(0.1))
-    result = search(model, toy_task(), Train(epochs=3), budget, tmp_path / "run", quick=True, baselines=False)
+    budget, task = Budget(size=Ratio(0.1)), toy_task()
+    result = search(model, task, Train(epochs=3), budget, tmp_path / "run", quick=True, baselines=False)
     trials = json.loads((tmp_path / "run" / "trials" / "trials.json").read_text())
     assert len(trials) == TRIALS
     assert result.met is True
     assert result.to_dict() == json.loads((tmp_path / "run" / "result.json").read_text())
     # the largest of those that were small enough
     assert result.steps[0].settings["keep"] == max(trial["keep"] for trial in trials if trial["met"]["size"])
-    again = search(model, toy_task(), Train(epochs=3), budget, tmp_path / "run", quick=True, baselines=False, resume=True)
+    again = search(model, task, Train(epochs=3), budget, tmp_path / "run", quick=True, baselines=False, resume=True)
     assert again.to_dict() == result.to_dict()
