@@ -39,7 +39,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_atomic(path: str | Path, content: bytes | str) -> None:
+def write_atomic(path: str | Path, content: bytes | memoryview | str) -> None:
     """Write `content` to `path` so that a reader sees the old file or the new one, never half of it."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)

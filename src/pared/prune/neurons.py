@@ -35,7 +35,7 @@ class Neurons:
     Raises:
         SettingsError: if a setting is out of range.
 
-    >>> Neurons(keep=0.5, importance=Activity(), rounds=4, tune="2ep").tune.epochs.count
+    >>> Neurons(keep=0.5, importance=Activity(), rounds=4, tune="2ep").tune.epochs
     2
     """
 

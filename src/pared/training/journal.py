@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.core.errors import RunError
-from pared.core.files import atomic_path
+from pared.core.files import write_atomic
 
 if TYPE_CHECKING:
     from pared.training.plan import Train
@@ -73,11 +74,9 @@ class FitRecord:
         Raises:
             RunError: if the disk is full or the place can't be written.
         """
-        with atomic_path(self.path) as temporary:
-            try:
-                torch.save({**state, "identity": identity}, temporary)
-            except RuntimeError as error:  # torch reports a full disk so
-                raise OSError(str(error)) from error
+        content = io.BytesIO()  # torch's own writer hides why a file can't be written
+        torch.save({**state, "identity": identity}, content)
+        write_atomic(self.path, content.getbuffer())
 
 
 def identify(model: nn.Module, train: Train, batches: int | None = None) -> dict[str, Any]:
