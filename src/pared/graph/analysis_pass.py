@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from pared.graph.labels import FROZEN, Atoms, Group, Labels
+from pared.graph.labels import FROZEN, Atoms, Group, Labels, groups_in
 from pared.graph.passes import Pass
 from pared.graph.record import module_path
 from pared.graph.rules import rule_for, unknown, unlabelled
@@ -101,15 +101,8 @@ class AnalysisPass(Pass):
         return self.seen[node] if labels is None else labels
 
     def _freeze_all(self, nodes: list[fx.Node], why: str) -> None:
-        for node in nodes:
-            pending = [self.labels[node]]
-            while pending:
-                entry = pending.pop()
-                if isinstance(entry, list | tuple):
-                    pending += entry
-                elif isinstance(entry, Labels):
-                    for group in entry.groups:
-                        self.freeze(group.atoms, why)
+        for group in groups_in([self.labels[node] for node in nodes]):
+            self.freeze(group.atoms, why)
 
     def _seed(self, value: Tensor, kernel: bool) -> Labels:
         """Fresh atoms for every axis of a parameter or buffer; the spatial axes of a kernel have none."""

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from pared.graph.analysis import Analysis
 from pared.graph.analysis_pass import attribute
-from pared.graph.labels import Atoms, Group, Labels
+from pared.graph.labels import Atoms, Group, Labels, groups_in
 from pared.graph.passes import Emptied, Pass, Violation
 from pared.graph.rules import rule_for, unknown
 from pared.graph.rules.shapes import unflatten, view
@@ -118,10 +118,9 @@ class CutPass(Pass):
         return self._sources[id(value)][1]
 
     def _check_not_empty(self, labels: Any) -> None:
-        for entry in labels if isinstance(labels, list | tuple) else [labels]:
-            for group in entry.groups if isinstance(entry, Labels) else ():
-                if not self.keep[self.root[group.atoms]].any():
-                    raise Emptied(self.node, group.atoms)
+        for group in groups_in(labels):
+            if not self.keep[self.root[group.atoms]].any():
+                raise Emptied(self.node, group.atoms)
 
     def _compare(self, original: Any, now: Any) -> None:
         """The atoms on every axis must be those of the original that are kept, each as often."""

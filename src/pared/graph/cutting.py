@@ -22,7 +22,7 @@ from pared.graph.analysis_pass import Note, attribute
 from pared.graph.capture import Captured, as_inputs, capture, training_mode
 from pared.graph.classes import CutClass, Grid
 from pared.graph.cut_pass import CutPass
-from pared.graph.labels import Atoms, Labels
+from pared.graph.labels import Atoms, groups_in
 from pared.graph.passes import Emptied, Violation
 from pared.graph.repair import repair_integers, repair_leaves
 from pared.graph.rewritten import Rewritten
@@ -117,16 +117,8 @@ def follow(analysis: Analysis, choose: Choice) -> tuple[CutPass, tuple[str, ...]
 
 def _classes_at(analysis: Analysis, node: fx.Node, removed: list[int]) -> list[int]:
     """The classes that lose neurons and reach a node; all that lose some, if none reaches it."""
-    here: set[int] = set()
-    for near in (node, *node.all_input_nodes):
-        pending = [analysis.labels.get(near)]
-        while pending:
-            entry = pending.pop()
-            if isinstance(entry, list | tuple):
-                pending += entry
-            elif isinstance(entry, Labels):
-                for group in entry.groups:
-                    here |= set(analysis.root[group.atoms].reshape(-1).tolist())
+    near = [analysis.labels.get(place) for place in (node, *node.all_input_nodes)]
+    here = {root for group in groups_in(near) for root in analysis.root[group.atoms].reshape(-1).tolist()}
     gone = set(removed)
     losing = [index for index, found in enumerate(analysis.classes) if gone & _members(found)]
     return [index for index in losing if here & _members(analysis.classes[index])] or losing

@@ -7,7 +7,7 @@ must be kept or removed together. Atoms of several axes can be joined in a `Grou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,15 @@ class Labels:
                 group = Group(group.axes, group.atoms[tuple(where)])
             groups.append(group)
         return Labels(tuple(shape), tuple(groups))
+
+
+def groups_in(value: Any) -> Iterator[Group]:
+    """All groups of the labels in a nested list; anything else has none."""
+    if isinstance(value, Labels):
+        yield from value.groups
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from groups_in(entry)
 
 
 def drop_constant_axes(group: Group, keep: Iterable[int] | None = None) -> tuple[Group | None, tuple[int, ...]]:

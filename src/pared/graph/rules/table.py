@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pared.graph.labels import Labels
+from pared.graph.labels import Labels, groups_in
 from pared.graph.passes import Pass
 from pared.graph.rules import norms, products, shapes
 
@@ -112,14 +112,8 @@ def rule_for(target: Any) -> Rule | None:
 
 def unknown(cx: Pass, *arguments: Any, **named: Any) -> Any:
     """An operator without a rule: everything it touches stays as it is."""
-    pending = [*arguments, *named.values()]
-    while pending:
-        argument = pending.pop()
-        if isinstance(argument, list | tuple):
-            pending += argument
-        elif isinstance(argument, Labels):
-            for group in argument.groups:
-                cx.freeze(group.atoms, f"goes through {cx.node.target}, which isn't followed")
+    for group in groups_in([arguments, list(named.values())]):
+        cx.freeze(group.atoms, f"goes through {cx.node.target}, which isn't followed")
     return unlabelled(cx.shape())
 
 
