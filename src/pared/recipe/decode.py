@@ -94,12 +94,16 @@ def build(kind: type, node: yaml.Node | None, where: str, prefix: str = "", at: 
     for field in dataclasses.fields(kind):
         if field.init and field.name not in keys and field.default is field.default_factory is dataclasses.MISSING:
             found.append(Mistake(at.start_mark.line + 1, f"{where}: {prefix}{field.name} is missing."))
+    try:
+        result = kind(**values)  # also when mistakes were found: what the class itself refuses is reported along with them
+    except SettingsError as error:
+        raise Mistakes([*found, *(Mistake(_line_of(problem, keys, at), problem) for problem in error.problems)]) from None
+    except TypeError:
+        if not found:  # else a field without a default is missing, which is among the mistakes
+            raise
     if found:
         raise Mistakes(found)
-    try:
-        return kind(**values)
-    except SettingsError as error:
-        raise Mistakes([Mistake(_line_of(problem, keys, at), problem) for problem in error.problems]) from None
+    return result  # pyright: ignore[reportPossiblyUnbound]
 
 
 def pairs(node: yaml.MappingNode, where: str, found: list[Mistake]) -> list[tuple[str, yaml.Node]]:

@@ -140,6 +140,11 @@ def _in_front(normalize: nn.Module | None, model: nn.Module) -> nn.Module:
     return model if normalize is None else _Normalized(normalize, model)
 
 
+def _name(model: nn.Module) -> str:
+    """The class of the user's model."""
+    return type(model.model if isinstance(model, _Normalized) else model).__name__
+
+
 def _translate(model: nn.Module, inputs: tuple[Any, ...]) -> onnx.ModelProto:
     with training_mode(model, False), _quiet():
         program = _program(model, inputs)
@@ -176,8 +181,8 @@ def _program(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.Exported
     try:
         program = torch.export.export(model, inputs)
     except Exception as failure:
-        raise CaptureError(f"{type(model).__name__}: torch.export can't follow its forward. {explain(error or failure)}") from failure
-    _log.warning("%s: its forward fixes the batch size, so the file takes a batch of %d only.", type(model).__name__, _length(inputs))
+        raise CaptureError(f"{_name(model)}: torch.export can't follow its forward. {explain(error or failure)}") from failure
+    _log.warning("%s: its forward fixes the batch size, so the file takes a batch of %d only.", _name(model), _length(inputs))
     return program
 
 
@@ -219,8 +224,8 @@ def _untranslated(model: nn.Module, program: torch.export.ExportedProgram, error
     where = ""
     if node is not None:
         lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
-        where = f" (module {module_path(node) or type(model).__name__!r}{', ' + lines[-2] if len(lines) > 1 else ''})"
-    return f"{type(model).__name__} can't be exported: {what}{where}. Replace it by operators that ONNX has."
+        where = f" (module {module_path(node) or _name(model)!r}{', ' + lines[-2] if len(lines) > 1 else ''})"
+    return f"{_name(model)} can't be exported: {what}{where}. Replace it by operators that ONNX has."
 
 
 def _at_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
