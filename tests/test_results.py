@@ -11,7 +11,7 @@ from pared.recipe import read
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-RUNS = {"resnet20-small": "ResNet-20, Fashion-MNIST"}
+RUNS = {"lenet5-small": "LeNet-5, Fashion-MNIST", "resnet20-small": "ResNet-20, Fashion-MNIST"}
 
 
 def row(name: str) -> str:

@@ -42,7 +42,7 @@ def demo(
 ) -> None:
     """Take one small network through the five families.
 
-    On handwritten digits, in a few minutes on two cores; leaves a table and a page.
+    On handwritten digits, in under two minutes on two cores; leaves a table and a page.
     """
 
     def work() -> int:
