@@ -53,7 +53,13 @@ class EarlyExit(nn.Module):
         self.register_buffer("thresholds", thresholds)
 
     def forward(self, *inputs: Tensor) -> Tensor | list[Tensor]:
-        """All logits in training mode; in eval mode those at which each sample leaves."""
+        """All logits in training mode; in eval mode those at which each sample leaves.
+
+        Raises:
+            ModelError: when it is exported: which stages run depends on the sample. `to_onnx` writes such a network.
+        """
+        if torch.compiler.is_exporting() and not self.training:
+            raise ModelError("a network with exits can't be cut any more: put the steps that remove neurons before dynamic.exits.")
         return self.all_logits(*inputs) if self.training else self.leave(*inputs)[0]
 
     def all_logits(self, *inputs: Tensor) -> list[Tensor]:

@@ -18,7 +18,7 @@ from torch.fx.graph import CodeGen
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
 
-from pared.core.errors import CaptureError, ModelError
+from pared.core.errors import CaptureError, ModelError, ParedError
 
 Inputs = tuple[Any, ...]
 
@@ -62,10 +62,13 @@ def capture(model: nn.Module, example_inputs: Tensor | Sequence[Any], *, train: 
     with training_mode(model, train), _quiet():
         _try_running(model, inputs)
         error: Exception | None = None
-        batched = _batch_dimension(inputs, 2 if train else 1)
-        for shapes, strict in ((batched, False), (_automatic(inputs), False), (None, False), (None, True)):
+        one_batch = torch.export.Dim("batch", min=2 if train else 1)  # batch norm in training mode refuses a batch of one
+        batched, automatic = _first_axis(inputs, one_batch), _first_axis(inputs, torch.export.Dim.AUTO)
+        for shapes, strict in ((batched, False), (automatic, False), (None, False), (None, True)):
             try:
                 program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=strict)
+            except ParedError:
+                raise
             except Exception as failure:
                 error = error or failure
                 continue
@@ -150,15 +153,13 @@ def _batch_size(inputs: Inputs) -> int | None:
     return next((len(x) for x in inputs if isinstance(x, Tensor) and x.dim()), None)
 
 
-def _batch_dimension(inputs: Inputs, least: int) -> tuple[Any, ...]:
-    """One batch dimension; batch norm in training mode refuses a batch of one."""
-    batch, size = torch.export.Dim("batch", min=least), _batch_size(inputs)
-    return tuple({0: batch} if isinstance(x, Tensor) and x.dim() and len(x) == size else None for x in inputs)
-
-
-def _automatic(inputs: Inputs) -> tuple[Any, ...]:
-    size = _batch_size(inputs)
-    return tuple({0: torch.export.Dim.AUTO} if isinstance(x, Tensor) and x.dim() and len(x) == size else None for x in inputs)
+def _first_axis(inputs: Inputs, size: Any) -> Any:
+    """The batch axis of every input that has one, by tensor, so that it fits any signature (also one that takes *inputs)."""
+    shapes, batch = torch.export.ShapesCollection(), _batch_size(inputs)
+    for x in inputs:
+        if isinstance(x, Tensor) and x.dim() and len(x) == batch:
+            shapes[x] = {0: size}
+    return shapes
 
 
 def _is_dynamic(program: torch.export.ExportedProgram) -> bool:

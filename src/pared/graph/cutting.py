@@ -23,6 +23,7 @@ from pared.graph.capture import Captured, as_inputs, capture, training_mode
 from pared.graph.classes import CutClass, Grid
 from pared.graph.cut_pass import CutPass
 from pared.graph.labels import Atoms, groups_in
+from pared.graph.layers import rewritten_with_layers
 from pared.graph.passes import Emptied, Violation
 from pared.graph.repair import repair_integers, repair_leaves
 from pared.graph.rewritten import Rewritten
@@ -79,7 +80,10 @@ def cut_model(model: nn.Module, example_inputs: Tensor | Sequence[Any], choose: 
     rewritten = Rewritten(parts, evaluation, switched_to_training(evaluation), saved)
     result = _own_class(own, names, new, captured, plan, rewritten)
     if result is None:
-        result = Rewritten(parts, evaluation, _training_graph(model, captured, plan, evaluation), saved)
+        training = _training_graph(model, captured, plan, evaluation)
+        result = rewritten_with_layers(own, parts, (evaluation, training), saved, plan.edits)
+        if not _agree(result, rewritten, captured):
+            result = Rewritten(parts, evaluation, training, saved)
     _match_training(result, model)
     return Cut(result, result is own, kept, notes)
 
