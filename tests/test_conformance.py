@@ -23,7 +23,7 @@ from pared.core.rules import bake
 from pared.core.seeds import seed_everything
 from pared.distill import Teach
 from pared.dynamic import Exits
-from pared.prune import Neurons, Weights
+from pared.prune import Blocks, GroupLasso, GrowingRegularization, Movement, Neurons, Regrow, Weights
 from pared.quantize import Int8
 from pared.recipe.methods import METHODS, method_name, settings
 from pared.recipe.yaml import dumps, loads
@@ -51,7 +51,12 @@ ROWS = {
     method_name(row.method): row
     for row in (
         Row(Neurons(keep=0.5, round_to=1, tune=ONE), {"keep": 1.5}),
+        Row(Blocks(keep=0, tune=ONE), {"keep": 1.5}),
+        Row(GroupLasso(strength=0.5, groups=("filters", "shapes"), train=ONE, tune=ONE), {"strength": -1}),
+        Row(GrowingRegularization(keep=0.5, round_to=1, train=ONE, tune=ONE), {"growing": 0}),
         Row(Weights(keep=0.4, rounds=2, tune=ONE), {"rounds": 0}),
+        Row(Movement(keep=0.4, train=ONE), {"keep": 1.5}),
+        Row(Regrow(keep=0.4, train=ONE, every=1), {"fraction": 2}),
         Row(Teach(temperature=3.0, train=ONE), {"temperature": -1}),
         Row(Int8(calibration=SAMPLES), {"calibration": 0}),
         Row(LowRank(rank=2, tune=ONE), {"energy": 3}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch.nn.utils import parametrizations
 
 from pared.core.errors import SettingsError, WeightsError
 from pared.core.rules import Mask, add_rule, bake, find_rule
-from pared.prune.importance import Activity, Random
+from pared.prune.importance import Activity, Fisher, MemoryAwareSynapses, Random, Taylor
 from pared.prune.weights import Weights, choose, keep_by_round, prunable, select
 from pared.training import Task, Train
 
@@ -253,7 +254,7 @@ def test_all_wrong_settings_are_named_together():
     assert [problem.split(" must be ")[0] for problem in error.value.problems] == [
         f"prune.weights: {field}" for field in ("keep", "scope", "rounds", "schedule", "leave")
     ]
-    with pytest.raises(SettingsError, match=r"importance must be Magnitude\(\) or Random\(\)"):
+    with pytest.raises(SettingsError, match=r"importance must be an importance that scores weights, such as Magnitude"):
         Weights(importance=Activity())  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="epochs"):
         Weights(tune="soon")  # type: ignore[arg-type]
@@ -287,3 +288,61 @@ def test_an_existing_mask_of_the_user_holds():
     add_rule(model[0], "weight", Mask(keep))
     small = bake(Weights(keep=1.0)(model, toy_task()))
     assert torch.equal(small[0].weight != 0, keep)
+
+
+# --- importances that score weights ---
+
+
+@dataclass(frozen=True)
+class Index:
+    """The last weight matters most; scores by the names that the parameters have."""
+
+    names: tuple[str, ...] = ()
+
+    def weights(self, model, task):
+        assert isinstance(task, Task)
+        found = {name: parameter for name, parameter in model.named_parameters() if not self.names or name in self.names}
+        return {name: torch.arange(float(value.numel())).view(value.shape) for name, value in found.items()}
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_any_importance_that_scores_weights_will_do(rounds):
+    small = bake(Weights(keep=0.5, scope="layer", rounds=rounds, importance=Index())(toy_mlp(), toy_task()))
+    assert (small[0].weight.flatten() != 0).tolist() == [False] * 24 + [True] * 24
+    assert (small[2].weight.flatten() != 0).tolist() == [False] * 9 + [True] * 9
+    together = bake(Weights(keep=0.25, importance=Index())(toy_mlp(), toy_task()))
+    assert [int(together[index].weight.count_nonzero()) for index in (0, 2)] == [17, 0]
+
+
+def test_a_tied_weight_may_be_scored_by_either_name():
+    embedding, tied = nn.Embedding(6, 4), nn.Linear(4, 6, bias=False)
+    tied.weight = embedding.weight
+    model = nn.ModuleDict({"embedding": embedding, "tied": tied})
+    small = bake(Weights(keep=0.5, importance=Index())(model, toy_task()))  # named_parameters says embedding.weight
+    assert (small["tied"].weight.flatten() != 0).tolist() == [False] * 12 + [True] * 12
+
+
+def test_importances_that_leave_out_or_misshape_a_weight_are_refused():
+    @dataclass(frozen=True)
+    class Wrong:
+        tensor: torch.Tensor
+
+        def weights(self, model, task):
+            return {"0.weight": self.tensor, "2.weight": torch.ones(3, 6)}
+
+    with pytest.raises(SettingsError, match=r"importance must be one that scores 0.weight of shape \(6, 8\). Got 'nothing'"):
+        Weights(importance=Index(names=("2.weight",)))(toy_mlp(), toy_task())
+    with pytest.raises(SettingsError, match=r"Got 'a tensor of shape \(8, 6\)'"):
+        Weights(importance=Wrong(torch.ones(8, 6)))(toy_mlp(), toy_task())
+    with pytest.raises(WeightsError, match=r"0\.weight contains NaN"):
+        Weights(importance=Wrong(torch.full((6, 8), float("nan"))))(toy_mlp(), toy_task())
+    for wrong in (Index, None, "magnitude"):
+        with pytest.raises(SettingsError, match="importance must be an importance that scores weights"):
+            Weights(importance=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("importance", [Fisher(samples=12), MemoryAwareSynapses(samples=12), Taylor(samples=12)])
+@pytest.mark.parametrize("repair", ["none", "obs"])
+def test_importances_with_data(importance, repair):
+    small = bake(Weights(keep=0.3, rounds=2, importance=importance, repair=repair)(toy_mlp(), toy_task()))
+    assert sum(int(small[index].weight.count_nonzero()) for index in (0, 2)) == 20

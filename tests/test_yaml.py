@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pytest
-from hypothesis import given, settings, strategies
+from hypothesis import example, given, settings, strategies
 from torch import nn
 
 from pared.core.errors import SettingsError
@@ -217,6 +217,7 @@ def test_anchors_do_not_expand() -> None:
         | strategies.dictionaries(strategies.text("ab.1~", min_size=1, max_size=3), strategies.floats(-1, 1), max_size=2),
     )
 )
+@example(CutUp(leave=("None", "none", "~", "", "null", "yes", "1e3", "2ep")))
 @settings(max_examples=100, deadline=None)
 def test_round_trip(method: CutUp) -> None:
     text = recipe_yaml.dumps(Recipe(method))
@@ -275,7 +276,12 @@ def test_every_method_has_a_name_of_its_own() -> None:
     names = [method_name(method) for method in METHODS]
     assert names == [
         "prune.neurons",
+        "prune.blocks",
+        "prune.group_lasso",
+        "prune.growing_regularization",
         "prune.weights",
+        "prune.movement",
+        "prune.regrow",
         "distill.teach",
         "quantize.int8",
         "architecture.low_rank",

@@ -117,17 +117,27 @@ def profile(
 def plan(
     model: Model,
     data: Annotated[str | None, typer.Option("--data", metavar="DATA", help=_DATA_HELP)] = None,
+    weights: Annotated[Path | None, typer.Option("--weights", metavar="FILE", help="Of --sensitivity: weights of MODEL.")] = None,
+    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Cut one class at a time and measure what is lost.")] = False,
+    shares: Annotated[str | None, typer.Option(help="Of --sensitivity: what to keep of a class, such as 0.75,0.5,0.25.")] = None,
+    picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE", help="Of --sensitivity: draw it, .svg or .png.")] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Show what can be cut, what can't, and why.
 
-    Nothing is changed.
+    Nothing is changed. With --sensitivity: what each class of neurons matters to the validation metric.
     """
 
     def work() -> int:
-        from pared.cli.network import show_plan
+        if sensitivity:
+            from pared.cli.plan_sensitivity import Request, show_sensitivity
 
+            return show_sensitivity(Request(model, data, weights, shares, picture, seed, json))
+        from pared.cli.network import show_plan
+        from pared.cli.plan_sensitivity import refuse_alone
+
+        refuse_alone({"--weights": weights, "--shares": shares, "--picture": picture})
         return show_plan(model, data, seed=seed, json=json)
 
     _carry_out(work)
@@ -151,6 +161,58 @@ def bench(
         from pared.cli.bench import bench
 
         return bench(directory, data, threads=threads, quick=quick, seed=seed, json=json)
+
+    _carry_out(work)
+
+
+lab = typer.Typer(help="The experiments: claims, and what came out.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(lab, name="lab")
+
+
+@lab.command("list")
+def lab_list(json: Json = False) -> None:
+    """List the experiments with claim and outcome."""
+
+    def work() -> int:
+        from pared.cli.lab import list_experiments
+
+        return list_experiments(json)
+
+    _carry_out(work)
+
+
+@lab.command("run")
+def lab_run(
+    name: Annotated[str, typer.Argument(help="One of `pared lab list`.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the result goes, row by row.")],
+    changes: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting; repeatable.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR.")] = False,
+    commit: Annotated[bool, typer.Option("--commit", help="Put the result into the experiment's folder and card.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run an experiment; a stopped one goes on with --resume."""
+
+    def work() -> int:
+        from pared.cli.lab import run_experiment
+
+        return run_experiment(name, out, changes or (), resume=resume, commit=commit, json=json, quiet=quiet)
+
+    _carry_out(work, hint="--resume")
+
+
+@lab.command("report")
+def lab_report(
+    names: Annotated[list[str] | None, typer.Argument(help="Experiments; by default all.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="Write a Markdown page.")] = None,
+    json: Json = False,
+) -> None:
+    """Print the committed results, or write them as one page."""
+
+    def work() -> int:
+        from pared.cli.lab import report
+
+        return report(names or (), out, json)
 
     _carry_out(work)
 

@@ -7,13 +7,12 @@ import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pared.core.errors import ModelError, SettingsError
+from pared.core.errors import SettingsError
 from pared.core.problems import Problems
-from pared.distill.soft_targets import distillation_loss
 from pared.training import Task, Train
+from pared.training.soft_targets import taught_by
 
 
 @dataclass(frozen=True)
@@ -63,25 +62,5 @@ class Teach:
                 "distill.teach: there is no teacher. Put the method into a Recipe, or give the task one, Task(…, teacher=…)."
             )
         student = copy.deepcopy(model)
-        teacher = copy.deepcopy(task.teacher).to(task.machine.device).eval().requires_grad_(False)
-
-        def objective(student: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
-            with torch.no_grad():
-                answer = teacher(*inputs)
-            outputs = student(*inputs)
-            exits = outputs if isinstance(outputs, list) else [outputs]
-            return torch.stack([self._loss(logits, answer, targets, task) for logits in exits]).mean()
-
-        task.tune(student, self.train, objective)
+        task.tune(student, self.train, taught_by(task.teacher, task, self.temperature, self.weight))
         return student
-
-    def _loss(self, logits: Tensor, answer: Tensor, targets: Tensor, task: Task) -> Tensor:
-        if logits.shape != answer.shape:
-            raise ModelError(
-                f"distill.teach: the teacher answers in shape {tuple(answer.shape)}, the student in {tuple(logits.shape)}. "
-                "Both must have the same classes."
-            )
-        soft = distillation_loss(logits, answer, self.temperature)
-        if self.weight == 1:
-            return soft  # no label is looked at, so that data without labels will do
-        return (1 - self.weight) * task.loss(logits, targets) + self.weight * soft

@@ -49,14 +49,18 @@ def _clusters(left: Labels, right: Labels) -> list[set[int]]:
 def _join(cx: Pass, axes: set[int], left: Labels, right: Labels) -> Group | None:
     """Tie what the two operands hold on a set of axes and return the group of the result."""
     inside = [group for group in (*left.groups, *right.groups) if set(group.axes) <= axes]
-    master = max(inside, key=lambda group: len(group.axes))
+    kind = f"joined:{[group.axes for group in left.groups]}{[group.axes for group in right.groups]}{sorted(axes)}"
+    widest = cx.memo(kind, lambda: max(range(len(inside)), key=lambda place: (len(inside[place].axes), inside[place].atoms.size)))
+    master = inside[widest]
+    own, other = (left, right) if any(group is master for group in left.groups) else (right, left)
     if set(master.axes) != axes:
-        for group in inside:
-            cx.freeze(group.atoms, "meets axes that are grouped otherwise")
-        return None
-    other = right if any(group is master for group in left.groups) else left
+        if any(group is not master and set(group.axes) <= axes for group in own.groups):
+            for group in inside:
+                cx.freeze(group.atoms, "meets axes that are grouped otherwise")
+            return None
+        other = _narrowed(cx, other, axes, set(master.axes))
     joined: Group | None = master
-    for axis in sorted(axes):
+    for axis in sorted(master.axes):
         if joined is None:
             break
         partner = other.on(axis)
@@ -71,11 +75,30 @@ def _join(cx: Pass, axes: set[int], left: Labels, right: Labels) -> Group | None
         elif set(partner.axes) == set(joined.axes):
             cx.tie(joined.atoms, partner.along(joined.axes))
             break
+        elif set(partner.axes) < set(joined.axes):
+            cx.tie(joined.atoms, np.broadcast_to(_spread(partner, joined.axes), joined.atoms.shape))
         else:
             cx.freeze(joined.atoms, "meets axes that are grouped otherwise")
             cx.freeze(partner.atoms, "meets axes that are grouped otherwise")
             joined = None
     return joined
+
+
+def _narrowed(cx: Pass, labels: Labels, axes: set[int], wanted: set[int]) -> Labels:
+    """Of the groups on `axes`, only what depends on the `wanted` ones: indices along the others are tied."""
+    groups: list[Group] = []
+    for group in labels.groups:
+        left: Group | None = group
+        for axis in sorted(set(group.axes) - wanted) if set(group.axes) <= axes else ():
+            left = _tied_along(cx, left, axis) if left is not None else None
+        groups += [left] if left is not None else []
+    return Labels(labels.shape, tuple(groups))
+
+
+def _spread(group: Group, axes: tuple[int, ...]) -> Atoms:
+    """The atoms with one dimension for each of `axes`, of length one where the group has none."""
+    inner = group.along([axis for axis in axes if axis in group.axes])
+    return np.expand_dims(inner, tuple(place for place, axis in enumerate(axes) if axis not in group.axes))
 
 
 def align(cx: Pass, group: Group, axis: int, atoms: Atoms) -> None:
@@ -201,7 +224,11 @@ def _moved(
     spread = atoms.reshape(*lengths, *(old[axis] if axis in inside else 1 for axis in olds))
     spread = np.broadcast_to(spread, (*lengths, *(old[axis] for axis in olds)))
     cells = spread.reshape(*lengths, *(new[axis] for axis in news))
-    candidate = Group((*(places[axis] for axis in outside), *news), cells)
+    first = group.axes.index(inside[0]) if inside else 0
+    moved = (*(places[axis] for axis in outside), *news)
+    order = [places[axis] for axis in outside if group.axes.index(axis) < first]
+    order += [*news, *(places[axis] for axis in outside if group.axes.index(axis) > first)]
+    candidate = Group(tuple(order), cells.transpose([moved.index(axis) for axis in order]))
     _, stayed = cx.memo(f"{key}:stayed", lambda: drop_constant_axes(candidate))
     result, _ = drop_constant_axes(candidate, keep=stayed)
     if result is not None and len(result.axes) > 1:

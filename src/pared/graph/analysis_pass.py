@@ -162,8 +162,11 @@ class AnalysisPass(Pass):
         source = self.node.args[argument]
         return isinstance(source, fx.Node) and source.op == "get_attr"
 
-    def producer(self, argument: int, atoms: Atoms, view: Callable[[Any], Any]) -> None:
-        source = self.node.args[argument] if argument < len(self.node.args) else None
+    def producer(self, argument: int | tuple[int, int], atoms: Atoms, view: Callable[[Any], Any]) -> None:
+        place, *inner = argument if isinstance(argument, tuple) else (argument,)
+        source: Any = self.node.args[place] if place < len(self.node.args) else None
+        for entry in inner:
+            source = source[entry]
         if isinstance(source, fx.Node) and (name := self._parameter_behind(source)) is not None:
             self.producers.append(Producer(name, atoms, view))
 

@@ -164,7 +164,8 @@ def _first_axis(inputs: Inputs, size: Any) -> Any:
 
 def _is_dynamic(program: torch.export.ExportedProgram) -> bool:
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
-    return any(isinstance(size, torch.SymInt) for value in values if isinstance(value, Tensor) for size in value.shape)
+    sizes = [size for value in values if isinstance(value, Tensor) for size in value.shape if isinstance(size, torch.SymInt)]
+    return any(size.node.maybe_as_int() is None for size in sizes)  # a size that became a constant is a SymInt still
 
 
 def _plain_graph_module(unlifted: nn.Module) -> fx.GraphModule:

@@ -281,9 +281,7 @@ def _grid(numbers: list[int], rows: _Rows, sets: tuple[DisjointSet, DisjointSet,
         unit |= rows.members[row] | rows.partners.get(row, set())
         if row in rows.stuck:
             stuck.add(linked[row])
-    alternatives = [
-        tuple(tuple(sorted(unit)) for unit in family.values()) for family in units.values() if stuck.isdisjoint(family)
-    ]
+    alternatives = [tuple(tuple(sorted(unit)) for unit in family.values()) for family in units.values() if stuck.isdisjoint(family)]
     return Grid(
         tuple(matrix for matrix in rows.matrices if not inside.isdisjoint(matrix.reshape(-1).tolist())),
         tuple(tuple(map(tuple, component.values())) for component in blocks.values()),

@@ -151,6 +151,10 @@ def _recurrent(_: Any, arguments: list[Any]) -> int:
     return math.prod(data[:-1]) * sum(math.prod(shape) for shape in weights)
 
 
+def _recurrent_cell(_: Any, arguments: list[Any]) -> int:
+    return math.prod(arguments[0][:-1]) * (math.prod(arguments[2]) + math.prod(arguments[3]))
+
+
 _RULES: dict[Any, Callable[[Any, list[Any]], int]] = {
     **dict.fromkeys((aten.conv1d, aten.conv2d, aten.conv3d), _convolution),
     **dict.fromkeys((aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d), _transposed_convolution),
@@ -161,6 +165,7 @@ _RULES: dict[Any, Callable[[Any, list[Any]], int]] = {
     aten.scaled_dot_product_attention: _attention,
     aten.einsum: _einsum,
     **dict.fromkeys((aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu), _recurrent),
+    **dict.fromkeys((aten.lstm_cell, aten.gru_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell), _recurrent_cell),
 }
 
 

@@ -6,6 +6,7 @@ the literals that have to change. If the graph can't be followed, a `Violation` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, fx
 
 from pared.graph.analysis import Analysis
 from pared.graph.analysis_pass import attribute
-from pared.graph.labels import Atoms, Group, Labels, groups_in
+from pared.graph.labels import FROZEN, Atoms, Group, Labels, groups_in
 from pared.graph.passes import Emptied, Pass, Violation
 from pared.graph.rules import rule_for, unknown
 from pared.graph.rules.shapes import unflatten, view
@@ -169,10 +170,11 @@ class CutPass(Pass):
     def tie(self, left: Atoms, right: Atoms) -> None:
         if left.shape != right.shape:
             self.violate(f"lengths {left.shape} and {right.shape} meet")
+        free = (left != FROZEN) & (right != FROZEN)  # what meets a fixed length stays, which the analysis saw to
         for loose, other in ((left, right), (right, left)):
-            if not np.array_equal(self.root[left], self.root[right]) and id(loose) in self._loose:
-                loose[:] = loose[self._matching(self.root[other], self.root[loose])]
-        if not np.array_equal(self.root[left], self.root[right]):
+            if not np.array_equal(self.root[left[free]], self.root[right[free]]) and id(loose) in self._loose:
+                loose[free] = loose[free][self._matching(self.root[other[free]], self.root[loose[free]])]
+        if not np.array_equal(self.root[left[free]], self.root[right[free]]):
             self.violate("indices meet in different orders")
         for settled in (left, right):
             self._loose.pop(id(settled), None)
@@ -211,8 +213,9 @@ class CutPass(Pass):
         if group is None:
             return position
         place = group.axes.index(axis)
-        kept = np.moveaxis(self.keep[self.root[group.atoms]], place, -1).reshape(-1, group.atoms.shape[place])
-        before = np.unique(kept[kept.any(axis=1)][:, :position].sum(axis=1))
+        length, inner = group.atoms.shape[place], math.prod(group.atoms.shape[place + 1 :])
+        kept: NDArray[np.bool_] = np.any(self.keep[self.root[group.atoms]].reshape(-1, length, inner), axis=2)
+        before = np.unique(kept[np.any(kept, axis=1)][:, :position].sum(axis=1))
         if len(before) != 1:
             self.violate("rows are left with different indices before a bound")
         return int(before[0])
@@ -250,7 +253,7 @@ class CutPass(Pass):
         source = self.node.args[argument]
         return isinstance(source, fx.Node) and source.op == "get_attr"
 
-    def producer(self, argument: int, atoms: Atoms, view: Callable[[Any], Any]) -> None:
+    def producer(self, argument: int | tuple[int, int], atoms: Atoms, view: Callable[[Any], Any]) -> None:
         return
 
     def places(self, atoms: Atoms, original: Atoms) -> Atoms:

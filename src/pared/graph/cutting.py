@@ -76,15 +76,15 @@ def cut_model(model: nn.Module, example_inputs: Tensor | Sequence[Any], choose: 
         return Cut(own, True, {}, notes)
     new = _new_tensors(captured, plan)
     evaluation = edited_graph(captured.module, plan)
-    parts, saved = _parts(own, captured, new), set(own.state_dict())
+    parts, saved = parts_of(own, captured, new), set(own.state_dict())
     rewritten = Rewritten(parts, evaluation, switched_to_training(evaluation), saved)
     result = _own_class(own, names, new, captured, plan, rewritten)
     if result is None:
         training = _training_graph(model, captured, plan, evaluation)
         result = rewritten_with_layers(own, parts, (evaluation, training), saved, plan.edits)
-        if not _agree(result, rewritten, captured):
+        if not agree(result, rewritten, captured):
             result = Rewritten(parts, evaluation, training, saved)
-    _match_training(result, model)
+    match_training(result, model)
     return Cut(result, result is own, kept, notes)
 
 
@@ -192,7 +192,7 @@ def _edit(twin: fx.Node, name: int | str, value: Any, twins: dict[fx.Node, fx.No
         twin.kwargs = {**twin.kwargs, name: value}
 
 
-def _parts(own: nn.Module, captured: Captured, new: dict[int, Tensor]) -> dict[str, Tensor | nn.Module]:
+def parts_of(own: nn.Module, captured: Captured, new: dict[int, Tensor]) -> dict[str, Tensor | nn.Module]:
     """All tensors of the cut network under the user's names, and what only the graph knows: constants, subgraphs."""
     parts: dict[str, Tensor | nn.Module] = {}
     for name, tensor in (*own.named_parameters(remove_duplicate=False), *own.named_buffers(remove_duplicate=False)):
@@ -225,10 +225,10 @@ def _own_class(
             if not _assign(own, name, tensor):
                 return None
     repair_leaves(own, plan.edits)
-    if _agree(own, rewritten, captured):
+    if agree(own, rewritten, captured):
         return own
     undo = repair_integers(own, plan.edits)
-    if _agree(own, rewritten, captured):
+    if agree(own, rewritten, captured):
         return own
     undo()
     return None
@@ -248,7 +248,7 @@ def _assign(own: nn.Module, name: str, tensor: Tensor) -> bool:
     return False
 
 
-def _agree(own: nn.Module, rewritten: nn.Module, captured: Captured) -> bool:
+def agree(own: nn.Module, rewritten: nn.Module, captured: Captured) -> bool:
     """Whether both compute the same outputs on the example and on a batch of one more."""
     batches = [captured.example_inputs]
     if captured.dynamic:
@@ -283,7 +283,7 @@ def _close(left: Any, right: Any) -> bool:
     return bool(torch.allclose(left, right, rtol=1e-4, atol=1e-5 * scale, equal_nan=True))
 
 
-def _match_training(result: nn.Module, model: nn.Module) -> None:
+def match_training(result: nn.Module, model: nn.Module) -> None:
     """The result is in the mode that the model is in; modules of the same path keep their own flag."""
     result.train(model.training)
     flags = {path: module.training for path, module in model.named_modules()}

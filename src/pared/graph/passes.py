@@ -108,8 +108,8 @@ class Pass(ABC):
         """Whether an argument is a parameter or buffer itself, not something computed."""
 
     @abstractmethod
-    def producer(self, argument: int, atoms: Atoms, view: Callable[[Any], Any]) -> None:
-        """`view(parameter)` has one row for each of `atoms`: the weights that make that index."""
+    def producer(self, argument: int | tuple[int, int], atoms: Atoms, view: Callable[[Any], Any]) -> None:
+        """`view(parameter)` has one row for each of `atoms`: the weights that make that index. A pair names an entry of a list."""
 
     @abstractmethod
     def places(self, atoms: Atoms, original: Atoms) -> Atoms:

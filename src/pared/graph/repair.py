@@ -17,6 +17,8 @@ def repair_leaves(model: nn.Module, edits: Edits) -> None:
     groups = {_path(node): changes[6] for node, changes in edits.items() if 6 in changes and "conv" in str(node.target)}
     shares = {_path(node): changes[1] for node, changes in edits.items() if 1 in changes and "group_norm" in str(node.target)}
     for path, module in model.named_modules():
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            _repair_recurrent(module)
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor):
             continue
@@ -36,6 +38,17 @@ def repair_leaves(model: nn.Module, edits: Edits) -> None:
             module.embedding_dim = weight.shape[1]
         elif isinstance(module, nn.PReLU):
             module.num_parameters = weight.numel()
+
+
+def _repair_recurrent(module: nn.RNNBase | nn.RNNCellBase) -> None:
+    """Sizes, and the flat list of weights by which torch calls its recurrent kernels."""
+    suffix = "_l0" if isinstance(module, nn.RNNBase) else ""
+    gates = 4 if isinstance(module, nn.LSTM | nn.LSTMCell) else 3 if isinstance(module, nn.GRU | nn.GRUCell) else 1
+    rows, module.input_size = getattr(module, f"weight_ih{suffix}").shape
+    module.hidden_size = rows // gates
+    if isinstance(module, nn.RNNBase):
+        module.proj_size = getattr(module, "weight_hr_l0").shape[0] if module.proj_size else 0  # noqa: B009
+        module._init_flat_weights()
 
 
 def repair_integers(model: nn.Module, edits: Edits) -> Callable[[], None]:

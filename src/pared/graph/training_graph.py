@@ -76,5 +76,7 @@ def switched_to_training(evaluation: fx.Graph) -> fx.Graph:
             node.args = (*node.args[:5], True, *node.args[6:])
         elif name in ("dropout", "dropout_", "feature_dropout", "alpha_dropout", "feature_alpha_dropout") and len(node.args) > 2:
             node.args = (*node.args[:2], True, *node.args[3:])
+        elif name in ("lstm", "gru", "rnn_tanh", "rnn_relu") and len(node.args) == 9:
+            node.args = (*node.args[:6], True, *node.args[7:])  # dropout between the layers
     graph.output(result)
     return graph

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
 
-from pared.core.errors import SettingsError
+from pared.core.errors import SettingsError, WeightsError
 from pared.core.problems import Problems
 from pared.graph.analysis import Analysis, analyse, describe
 from pared.graph.capture import as_inputs, capture
-from pared.graph.classes import CutClass, kept_count
+from pared.graph.classes import CutClass
 from pared.graph.cutting import Cut, cut_model
+from pared.prune.allocation import Room, Scores, by_ranking, class_keys
 from pared.prune.importance import Importance, Magnitude
 from pared.training import Task
 
@@ -130,6 +131,7 @@ def cut(
     keep: Keep = 0.5,
     *,
     leave: Sequence[str] = (),
+    only: Sequence[str] = (),
     importance: Importance | None = None,
     norms: bool = False,
     round_to: int = 1,
@@ -145,6 +147,7 @@ def cut(
         example_inputs: a tensor or a tuple of positional inputs.
         keep: the share of neurons to keep of each class, or a mapping from module path to share (the rest keeps all).
         leave: module paths whose outputs keep their width; a path covers everything below it.
+        only: module paths; where given, only neurons that these compute go, with all that is tied to them.
         importance: which neurons go first; by default those whose weights have the smallest norm.
         norms: cut also where a norm, a mean or a softmax runs over the cut axis; the result then differs and needs fine-tuning.
         round_to: round what stays to a multiple.
@@ -167,31 +170,42 @@ def cut(
     for name, share in shares.items():
         problems.number(name if name == "keep" else f"keep[{name!r}]", share, low=0, high=1)
     problems.number("round_to", round_to, low=1, integer=True)
-    problems.check(not isinstance(leave, str), "leave", "a list of module paths", leave)
+    for name, paths in (("leave", leave), ("only", only)):
+        problems.check(not isinstance(paths, str), name, "a list of module paths", paths)
     problems.raise_if_any()
-    chooser = Chooser(keep, importance or Magnitude(), norms=norms, round_to=round_to)
+    chooser = Chooser(keep, importance or Magnitude(), norms=norms, round_to=round_to, only=tuple(only))
     return chooser.cut(model, example_inputs, tuple(leave)).model
 
 
 @dataclass(frozen=True)
 class Chooser:
-    """Which neurons go: the share to keep by class, an importance, and the sizes that classes once had.
+    """Which neurons go: so many of every class, those of least importance.
 
     Attributes:
-        keep: a share, or a mapping from module path to share.
+        keep: a share, or a mapping from module path to share (the rest keeps all).
         importance: scores by root.
+        scope: whether the share is one of each class ("layer") or of all classes in one ranking ("global").
+        floor: the least share that a class keeps.
+        cap: the largest share that a class keeps.
+        only: module paths; where given, only classes that these compute are cut.
         norms: whether to cut inexact classes too.
         round_to: round what stays to a multiple.
         task: the data that an importance may need.
-        sizes: for every class by name, the count that `keep` refers to (default: the present one); rounds of pruning set it.
+        sizes: for every class by key, the count that shares refer to (default: the present one); rounds of pruning set it.
+        stay: how many stay of each class by key, where that is settled already; all of a class that isn't named.
     """
 
     keep: Keep
     importance: Importance
+    scope: Literal["layer", "global"] = "layer"
+    floor: float = 0.0
+    cap: float = 1.0
+    only: tuple[str, ...] = ()
     norms: bool = False
     round_to: int = 1
     task: Task | None = None
     sizes: Mapping[str, int] | None = None
+    stay: Mapping[str, int] | None = None
 
     def cut(self, model: nn.Module, example_inputs: Tensor | Sequence[Any], leave: tuple[str, ...] = ()) -> Cut:
         """Cut a copy of `model`."""
@@ -199,24 +213,76 @@ class Chooser:
 
     def __call__(self, analysis: Analysis) -> list[int]:
         """The roots to remove."""
-        if isinstance(self.keep, Mapping):
-            _check_shares(self.keep, analysis)
-        scores = self.importance(analysis, self.task).copy()
-        scores[analysis.frozen] = np.inf
+        stay = self.counts(analysis) if self.stay is None else self.stay
+        scores = self._scores(analysis)
         removed: list[int] = []
-        for found in analysis.classes:
-            share = self._share(found)
-            if share >= 1 or (not self.norms and analysis.inexact(np.array(found.neurons))):
-                continue
+        for key, found in zip(class_keys(analysis.classes), analysis.classes, strict=True):
             now = len(found.neurons)
-            target = kept_count((self.sizes or {}).get(found.name, now), share, self.round_to)
-            removed += found.choose(scores, min(1.0, target / now))
+            if stay.get(key, now) < now:
+                removed += found.choose(scores, stay[key] / now)
         return removed
+
+    def counts(self, analysis: Analysis) -> dict[str, int]:
+        """How many neurons stay of each class that may be cut, by key.
+
+        Raises:
+            SettingsError: if a path names no layer that computes neurons.
+            WeightsError: if scores that are compared are NaN.
+        """
+        _check_paths("keep", self.keep if isinstance(self.keep, Mapping) else (), analysis)
+        _check_paths("only", self.only, analysis)
+        classes = self._candidates(analysis)
+        rooms = self.rooms(analysis)
+        if self.scope == "layer" or isinstance(self.keep, Mapping):
+            return {key: rooms[key].rounded(self._share(found), self.round_to) for key, found in classes.items()}
+        scores = self._scores(analysis)
+        scales = [one_scale(scores[list(found.neurons)], self.importance) for found in classes.values()]
+        counts = by_ranking(scales, list(rooms.values()), self.keep)
+        return {key: room.rounded(count / room.size, self.round_to) for (key, room), count in zip(rooms.items(), counts, strict=True)}
+
+    def rooms(self, analysis: Analysis) -> dict[str, Room]:
+        """What each class that may be cut may come to, by key."""
+        rooms = {}
+        for key, found in self._candidates(analysis).items():
+            now = len(found.neurons)
+            rooms[key] = Room.between((self.sizes or {}).get(key, now), now, self.floor, self.cap)
+        return rooms
+
+    def _candidates(self, analysis: Analysis) -> dict[str, CutClass]:
+        keyed = zip(class_keys(analysis.classes), analysis.classes, strict=True)
+        return {key: found for key, found in keyed if self._may_cut(found, analysis)}
+
+    def _scores(self, analysis: Analysis) -> Scores:
+        scores = self.importance(analysis, self.task).copy()
+        if np.isnan(scores).any():
+            raise WeightsError(f"{type(self.importance).__name__} gives NaN, so neurons can't be ranked. Check the weights and the data.")
+        scores[analysis.frozen] = np.inf
+        return scores
+
+    def _may_cut(self, found: CutClass, analysis: Analysis) -> bool:
+        wanted = not self.only or any(_names_layer(path, found) for path in self.only)
+        named = not isinstance(self.keep, Mapping) or any(_names_layer(path, found) for path in self.keep)
+        return wanted and named and (self.norms or not analysis.inexact(np.array(found.neurons)))
 
     def _share(self, found: CutClass) -> float:
         if not isinstance(self.keep, Mapping):
             return float(self.keep)
-        return min((float(share) for path, share in self.keep.items() if _names_layer(path, found)), default=1.0)
+        return min(float(share) for path, share in self.keep.items() if _names_layer(path, found))
+
+
+def one_scale(scores: Scores, importance: Importance) -> Scores:
+    """The scores of one class, comparable with those of others.
+
+    An importance with a field `normalize` has decided on that itself; the scores of any other are divided by their mean, as sizes of
+    weights and of gradients differ from layer to layer by orders of magnitude.
+
+    >>> one_scale(np.array([1.0, 3.0]), lambda analysis, task: np.ones(1)).tolist()
+    [0.5, 1.5]
+    """
+    if hasattr(importance, "normalize"):
+        return scores
+    mean = float(np.abs(scores).mean())
+    return scores / mean if mean > 0 else scores
 
 
 def _names_layer(path: str, found: CutClass) -> bool:
@@ -224,8 +290,9 @@ def _names_layer(path: str, found: CutClass) -> bool:
     return any(layer == path or layer.startswith(f"{path}.") for layer in layers)
 
 
-def _check_shares(keep: Mapping[str, float], analysis: Analysis) -> None:
+def _check_paths(field: str, paths: Iterable[str], analysis: Analysis) -> None:
     layers = {producer.parameter.rpartition(".")[0] for producer in analysis.producers}
-    wrong = [path for path in keep if not any(layer == path or layer.startswith(f"{path}.") for layer in layers)]
+    wrong = [path for path in paths if not any(layer == path or layer.startswith(f"{path}.") for layer in layers)]
     if wrong:
-        raise SettingsError([f"keep: no layer {path!r} computes neurons. Layers are {', '.join(sorted(layers)[:20])}." for path in wrong])
+        known = ", ".join(sorted(layers)[:20])
+        raise SettingsError([f"{field}: no layer {path!r} computes neurons. Layers are {known}." for path in wrong])

@@ -15,6 +15,9 @@ import yaml
 from pared.core.errors import SettingsError
 from pared.recipe.methods import choices, dataclass_choices, field_types, snake
 
+NOTHING = ("", "~", "null", "Null", "NULL", "none", "None")
+"""Unquoted words that mean no value; all but the last two are YAML's own."""
+
 
 class Mistake(NamedTuple):
     """One thing that is wrong in a file: the line, counted from 1, and a sentence."""
@@ -239,7 +242,7 @@ def _scalar(node: yaml.ScalarNode) -> Any:
 
 
 def _is_null(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value in ("", "~", "null", "Null", "NULL", "none", "None")
+    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value in NOTHING
 
 
 def _unknown(kind: str, shown: str, known: list[str], word: str) -> str:

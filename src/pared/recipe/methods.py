@@ -12,11 +12,24 @@ from typing import Any
 from pared.architecture import LowRank
 from pared.distill import Teach
 from pared.dynamic import Exits
-from pared.prune import Neurons, Weights
+from pared.prune import Blocks, GroupLasso, GrowingRegularization, Movement, Neurons, Regrow, Weights
 from pared.quantize import Int8
 from pared.training import Train
 
-METHODS: tuple[type, ...] = (Neurons, Weights, Teach, Int8, LowRank, Exits, Train)
+METHODS: tuple[type, ...] = (
+    Neurons,
+    Blocks,
+    GroupLasso,
+    GrowingRegularization,
+    Weights,
+    Movement,
+    Regrow,
+    Teach,
+    Int8,
+    LowRank,
+    Exits,
+    Train,
+)
 
 
 def snake(name: str) -> str:
@@ -65,8 +78,10 @@ def field_types(kind: type) -> dict[str, Any]:
 
 
 def choices(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type alone."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    """The members of a union, or the type alone; protocols, for objects of the user's own, are no choices of a file."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return (hint,)
+    return tuple(member for member in typing.get_args(hint) if not getattr(member, "_is_protocol", False))
 
 
 def dataclass_choices(hint: Any) -> tuple[type, ...]:

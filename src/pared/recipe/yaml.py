@@ -11,7 +11,7 @@ import yaml
 from pared.core.errors import SettingsError
 from pared.core.files import write_atomic
 from pared.core.method import Method, Recipe
-from pared.recipe.decode import Mistake, Mistakes, build, decode, mistake, nearest, pairs, show
+from pared.recipe.decode import NOTHING, Mistake, Mistakes, build, decode, mistake, nearest, pairs, show
 from pared.recipe.methods import METHODS, method_name, settings
 from pared.training import Train
 
@@ -93,8 +93,19 @@ def dumps(recipe: Recipe) -> str:
     return "\n".join(lines) + "\n"
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes the words that a recipe reads as no value and YAML doesn't."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """A text; quoted where it would be taken for nothing."""
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style="'" if data in NOTHING else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
 def _flow(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**9).strip()
+    return yaml.dump(value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, width=10**9).strip()
 
 
 def _compose(text: str) -> yaml.MappingNode:

@@ -49,7 +49,7 @@ class Accuracy:
 
     @property
     def name(self) -> str:
-        """"accuracy", or "top-5 accuracy" with `top=5`."""
+        """ "accuracy", or "top-5 accuracy" with `top=5`."""
         return "accuracy" if self.top == 1 else f"top-{self.top} accuracy"
 
     @property

@@ -240,7 +240,7 @@ def attention(cx: Pass, query: Labels, key: Labels, value: Labels, mask: Labels 
     if query.shape[-1] != width and named.get("scale") is None:
         cx.rewrite("scale", 1 / math.sqrt(width))
     if named.get("enable_gqa"):
-        key, value = (_repeat_heads(cx, labels, query) for labels in (key, value))
+        key, value = (_repeat_heads(labels, query) for labels in (key, value))
     rank = max(query.rank, key.rank)
     swapped = key.permuted([*range(key.rank - 2), key.rank - 1, key.rank - 2])
     scores = contract(cx, query.with_axis(query.rank), _with_rows(swapped), rank - 1)
@@ -252,9 +252,8 @@ def attention(cx: Pass, query: Labels, key: Labels, value: Labels, mask: Labels 
     return contract(cx, scores.with_axis(scores.rank), _with_rows(value), rank - 1)
 
 
-def _repeat_heads(cx: Pass, labels: Labels, query: Labels) -> Labels:
-    """Grouped-query attention: each key and value head serves several query heads, so the heads stay."""
+def _repeat_heads(labels: Labels, query: Labels) -> Labels:
+    """Grouped-query attention: a key and value head serves several query heads, which live and die with it."""
     axis = labels.rank - 3
     times = query.shape[-3] // labels.shape[axis]
-    labels = fixed(cx, labels, [axis], "heads are shared by several queries")
     return labels.indexed(axis, np.repeat(np.arange(labels.shape[axis]), times))

@@ -270,7 +270,7 @@ def repeat_interleave(cx: Pass, x: Labels, times: Any, dim: int | None = None, *
         return Labels(tuple(cx.shape()))
     axis = x.axis(dim)
     group = x.on(axis)
-    if group is not None and len(group.axes) > 1:
+    if group is not None and axis != group.axes[0]:
         x = fixed(cx, x, [axis], "is repeated")
     if x.on(axis) is None:
         return Labels((*x.shape[:axis], x.shape[axis] * times, *x.shape[axis + 1 :]), x.groups)
@@ -362,5 +362,3 @@ def embedding(cx: Pass, weight: Labels, indices: Labels, *_: Any, **__: Any) -> 
     if group is not None and len(group.axes) == 1:
         cx.producer(0, group.atoms, lambda table: table.detach().t())
     return weight.renamed(tuple(cx.shape()), {1: len(cx.shape()) - 1})
-
-

@@ -10,7 +10,7 @@ import torch
 
 from pared.graph.labels import Labels, groups_in
 from pared.graph.passes import Pass
-from pared.graph.rules import norms, products, shapes
+from pared.graph.rules import norms, products, recurrent, shapes
 
 Rule = Callable[..., Any]
 
@@ -59,6 +59,12 @@ _NAMES: dict[Rule, str] = {
     products.added_matmul: "addmm baddbmm",
     products.einsum: "einsum",
     products.attention: "scaled_dot_product_attention",
+    recurrent.lstm: "lstm",
+    recurrent.gru: "gru",
+    recurrent.rnn: "rnn_tanh rnn_relu",
+    recurrent.lstm_cell: "lstm_cell",
+    recurrent.gru_cell: "gru_cell",
+    recurrent.rnn_cell: "rnn_tanh_cell rnn_relu_cell",
     norms.batch_norm: "batch_norm instance_norm",
     norms.layer_norm: "layer_norm rms_norm",
     norms.group_norm: "group_norm",

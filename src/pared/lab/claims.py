@@ -1,0 +1,51 @@
+"""What experiments on small networks share: a network trained from a seed, and a verdict from several claims."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import nn
+
+from pared import data
+from pared.core.seeds import seed_everything
+from pared.lab.experiment import Row, Verdict
+from pared.training import Task, Train, evaluate
+
+
+def trained(build: Callable[[], nn.Module], plan: Train, seed: int) -> tuple[nn.Module, Task]:
+    """A network and Fashion-MNIST, both from one seed: initial weights, order of the samples, augmentation."""
+    seed_everything(seed)
+    task = data.load("fashion-mnist", seed)
+    network = build()
+    task.tune(network, plan)
+    return network, task
+
+
+def error(model: nn.Module, task: Task) -> float:
+    """Test error in percent."""
+    return round(100 * (1 - evaluate(model, task, "test")), 2)
+
+
+def mean(rows: Sequence[Row], column: str) -> float:
+    """Over rows, to two digits."""
+    return round(statistics.mean(row[column] for row in rows), 2)
+
+
+def table(rows: Sequence[Row], columns: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
+    """A line for every column, given with its title: the mean over rows, then each row."""
+    head = ("test error, %", "mean", *(f"seed {row['seed']}" for row in rows))
+    return (head, *((title, f"{mean(rows, name):.2f}", *(f"{row[name]:.2f}" for row in rows)) for name, title in columns.items()))
+
+
+def judged(claims: Mapping[str, bool], figures: tuple[tuple[str, ...], ...]) -> Verdict:
+    """All claims hold: reproduced; some: partly; none: did not reproduce.
+
+    >>> judged({"a < b (1, 2)": True}, ()).outcome
+    'reproduced'
+    """
+    held = sum(claims.values())
+    text = " ".join(f"{statement}: {'yes' if true else 'no'}." for statement, true in claims.items())
+    if held == len(claims):
+        return Verdict("reproduced", text, figures)
+    return Verdict("partly reproduced" if held else "did not reproduce", text, figures)

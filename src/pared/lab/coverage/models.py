@@ -1,0 +1,155 @@
+"""The networks of the experiment: built without weights, with inputs as small as they take."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pared.core.errors import ModelError
+from pared.core.seeds import seed_everything
+
+LIST = Path(__file__).with_name("models.json")
+SIDES = (64, 96, 128, 160, 192)  # tried before the size that a model was made for
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network in eval mode and inputs for it (a batch of two)."""
+
+    model: nn.Module
+    inputs: tuple[Any, ...]
+
+    def batch(self, size: int) -> tuple[Any, ...]:
+        """Other random inputs of the same shapes."""
+        return tuple(torch.randn(size, *x.shape[1:]) if isinstance(x, Tensor) else x for x in self.inputs)
+
+
+def names() -> tuple[str, ...]:
+    """All models, as "torchvision:NAME" or "timm:NAME", small ones first, so that a run that is stopped has seen many."""
+    listed: dict[str, int] = json.loads(LIST.read_text(encoding="utf-8"))
+    return tuple(sorted(listed, key=lambda name: (listed[name], name)))
+
+
+def load_library(name: str) -> Any:
+    """Import torchvision or timm; beside a torch that torchvision wasn't built for, its operators are declared first.
+
+    Raises:
+        ModelError: if it isn't installed.
+    """
+    try:
+        _declare_operators()
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ModelError(f"lab.coverage needs {name}, which can't be imported ({error}). Run: pip install torchvision timm") from None
+
+
+_declared: list[torch.library.Library] = []
+
+
+def _declare_operators() -> None:
+    """Detection operators by name only: importing torchvision asks for them, none of the models here calls them."""
+    if _declared or hasattr(torch.ops.torchvision, "nms"):
+        return
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        raise
+    except RuntimeError:  # its binary doesn't fit this torch
+        import sys
+
+        for module in [module for module in sys.modules if module.split(".")[0] == "torchvision"]:
+            del sys.modules[module]
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+        for operator in ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool", "deform_conv2d"):
+            library.define(f"{operator}(Tensor input) -> Tensor")
+            library.define(f"_{operator}_backward(Tensor input) -> Tensor")
+        _declared.append(library)
+
+
+def build(name: str, seed: int) -> Subject:
+    """Build a model of the list and find the smallest inputs that it takes in eval and training mode.
+
+    Raises:
+        ModelError: if the library is missing or no input size fits.
+    """
+    library, _, own = name.partition(":")
+    seed_everything(seed)
+    model = _torchvision(own) if library == "torchvision" else load_library("timm").create_model(own, pretrained=False)
+    model.eval()
+    error: Exception | None = None
+    for inputs in _torchvision_inputs(own) if library == "torchvision" else _timm_inputs(model):
+        try:
+            with torch.no_grad():
+                for training in (True, False):
+                    model.train(training)
+                    model(*(x.clone() if isinstance(x, Tensor) else x for x in inputs))
+            return Subject(model, inputs)
+        except Exception as failure:
+            error = failure
+    raise ModelError(f"{name} runs on none of the input sizes that were tried. {error}")
+
+
+def _torchvision(name: str) -> nn.Module:
+    models = load_library("torchvision").models
+    if name in models.list_models(module=models.segmentation):
+        return models.get_model(name, weights=None, weights_backbone=None)
+    if name in ("googlenet", "inception_v3"):
+        return models.get_model(name, weights=None, init_weights=False)
+    return models.get_model(name, weights=None)
+
+
+def _torchvision_inputs(name: str) -> Iterator[tuple[Any, ...]]:
+    if name.startswith("raft"):
+        yield torch.randn(2, 3, 128, 128), torch.randn(2, 3, 128, 128), 2  # two updates of the flow
+    elif name.startswith(("r3d", "mc3", "r2plus1d", "swin3d", "mvit", "s3d")):
+        for frames, side in ((8, 56), (8, 64), (16, 64), (16, 224)):
+            yield (torch.randn(2, 3, frames, side, side),)
+    else:
+        for side in (*SIDES, 224, 299):
+            yield (torch.randn(2, 3, side, side),)
+
+
+def _timm_inputs(model: nn.Module) -> Iterator[tuple[Any, ...]]:
+    made_for: Any = model.default_cfg
+    channels, height, width = made_for["input_size"]
+    for side in SIDES if not made_for.get("fixed_input_size") else ():
+        if side < height:
+            yield (torch.randn(2, channels, side, side),)
+    yield (torch.randn(2, channels, height, width),)
+
+
+def listed() -> dict[str, int]:
+    """What models.json holds, name and parameters: torchvision's models but quantized and detection, the smallest of every timm module."""
+    models = load_library("torchvision").models
+    found = {}
+    for kind in (models, models.segmentation, models.optical_flow, models.video):
+        for name in models.list_models(module=kind):
+            found[f"torchvision:{name}"] = _size(_torchvision(name))
+    registry = load_library("timm.models._registry")
+    smallest: dict[str, tuple[int, str]] = {}
+    for name in load_library("timm").list_models():
+        try:
+            with torch.device("meta"):
+                size = _size(registry.model_entrypoint(name)(pretrained=False))
+        except Exception:  # a few read numbers off their tensors while they are built
+            continue
+        family = registry._model_to_module[name]
+        smallest[family] = min(smallest.get(family, (size, name)), (size, name))
+    return found | {f"timm:{name}": size for size, name in smallest.values()}
+
+
+def _size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+if __name__ == "__main__":
+    LIST.write_text(json.dumps(listed(), indent=1) + "\n", encoding="utf-8")

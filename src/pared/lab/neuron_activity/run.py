@@ -1,0 +1,142 @@
+"""Remove hidden units that are mostly zero, and units that seldom are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from pared.architecture.nets import lenet300
+from pared.core.problems import Problems
+from pared.graph.analysis import Analysis
+from pared.lab.claims import error, judged, mean, table, trained
+from pared.lab.experiment import Progress, Row, Verdict
+from pared.prune import Activity, Magnitude, Random, cut
+from pared.prune.chooser import Chooser
+from pared.training import Task, Train
+
+COLUMNS = {
+    "dense": "dense",
+    "low": "most often zero removed",
+    "high": "least often zero removed",
+    "random": "chance",
+    "magnitude": "smallest weights removed",
+    "low_tuned": "most often zero removed, tuned",
+    "high_tuned": "least often zero removed, tuned",
+}
+
+
+@dataclass(frozen=True)
+class Reversed:
+    """Another importance upside down."""
+
+    of: Activity
+
+    def __call__(self, analysis: Analysis, task: Task | None) -> Any:
+        """Negative scores."""
+        return -self.of(analysis, task)
+
+
+@dataclass(frozen=True)
+class NeuronActivity:
+    """Half of the hidden units go, once by activity and once by its opposite.
+
+    Args:
+        seeds: of weights, samples and of chance.
+        epochs: of the dense network.
+        tune: epochs afterwards.
+        keep: the share of hidden units that stays.
+        samples: that are counted.
+    """
+
+    name: ClassVar[str] = "neuron_activity"
+    claim: ClassVar[str] = "Units that are most often zero can go for little, units that seldom are cost much."
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: int = 3
+    tune: int = 2
+    keep: float = 0.5
+    samples: int = 5000
+
+    def __post_init__(self) -> None:
+        problems = Problems("lab.neuron_activity")
+        problems.number("epochs", self.epochs, low=0, integer=True)
+        problems.number("tune", self.tune, low=0, integer=True)
+        problems.number("keep", self.keep, low=0, high=1)
+        problems.number("samples", self.samples, low=1, integer=True)
+        problems.raise_if_any()
+
+    def keys(self) -> tuple[str, ...]:
+        """A seed each."""
+        return tuple(f"seed {seed}" for seed in self.seeds)
+
+    def run(self, progress: Progress, out: Path, done: frozenset[str]) -> Iterator[Row]:
+        """Test errors before and after tuning; and what removing never active units changes on the data they were counted on."""
+        for seed in self.seeds:
+            if f"seed {seed}" in done:
+                continue
+            dense, task = trained(lenet300, Train(epochs=self.epochs), seed)
+            activity = Activity(samples=self.samples)
+            row: Row = {"key": f"seed {seed}", "seed": seed, "dense": error(dense, task)}
+            choices = {"low": activity, "high": Reversed(activity), "random": Random(seed), "magnitude": Magnitude()}
+            for name, importance in choices.items():
+                small = Chooser(self.keep, importance, task=task).cut(dense, task.example_inputs()).model
+                row[name] = error(small, task)
+                if name in ("low", "high"):
+                    task.tune(small, Train(epochs=self.tune, learning_rate=3e-4))
+                    row[f"{name}_tuned"] = error(small, task)
+            row["dead_units"], row["dead_change"] = dead_units(dense, task)
+            yield row
+
+    def verdict(self, rows: Sequence[Row]) -> Verdict:
+        """Margins are 2.5 times those of MNIST."""
+        dense, low, high = (mean(rows, name) for name in ("dense", "low", "high"))
+        change = max(row["dead_change"] for row in rows)
+        units = sum(row["dead_units"] for row in rows)
+        return judged(
+            {
+                f"removing the half most often zero costs less than 2.5 points ({low - dense:.2f})": low - dense < 2.5,
+                f"removing the other half costs more than 12.5 points ({high - dense:.2f})": high - dense > 12.5,
+                f"{units} units that are zero on all training data can go without any change there ({change:.1e})": change <= 1e-5,
+            },
+            table(rows, COLUMNS),
+        )
+
+
+def dead_units(model: nn.Module, task: Task) -> tuple[int, float]:
+    """How many units of the first hidden layer are zero on all training data, and what cutting them changes in outputs there."""
+    model.eval()
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    path = next(name for name, module in model.named_modules() if module is layers[0])
+    batches = [task.prepare(inputs)[0] for inputs, _ in task.train]
+    with torch.no_grad():
+        alive = torch.stack([(layers[0](x.flatten(1)) > 0).sum(0) for x in batches]).sum(0)
+        dead = int((alive == 0).sum())
+        if dead in (0, len(alive)):
+            return 0, 0.0
+        small = cut(model, task.example_inputs(), {path: 1 - dead / len(alive)}, importance=Alive(path, tuple(alive.tolist())))
+        change = max(float((small(x) - model(x)).abs().max()) for x in batches)
+    return dead, change
+
+
+@dataclass(frozen=True)
+class Alive:
+    """Given counts as scores of one layer."""
+
+    path: str
+    counts: tuple[int, ...]
+
+    def __call__(self, analysis: Analysis, task: Task | None) -> Any:
+        """The counts, by root."""
+        scores = Magnitude()(analysis, task)
+        for producer in analysis.producers:
+            if producer.parameter == f"{self.path}.weight":
+                scores[analysis.root[producer.atoms]] = self.counts
+        return scores
+
+
+EXPERIMENT = NeuronActivity()

@@ -1,0 +1,160 @@
+"""A picture of how the metric falls when one class of neurons is cut at a time."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from pared.core.errors import RunError, SettingsError
+from pared.core.files import write_atomic
+from pared.prune.sensitivity import ClassSensitivity, Sensitivity
+from pared.report.charts import shorten
+
+NAMED = 8  # lines with a colour and a name; more can't be told apart
+_INK, _MUTED, _LINE, _PAPER = "#1b1f24", "#59636e", "#d8dde2", "#ffffff"
+# dark enough for text on white, and different in lightness as well as in hue
+_COLOURS = ("#0b6b63", "#d55e00", "#0072b2", "#aa3377", "#8a6d00", "#56a0d3", "#6b4c9a", "#4d4d4d")
+_FONT = 10.0
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pared-sensitivity",
+    "font.size": _FONT,
+    "font.family": ["DejaVu Sans"],
+    "text.color": _INK,
+    "axes.labelcolor": _MUTED,
+    "axes.edgecolor": _LINE,
+    "figure.facecolor": _PAPER,
+    "axes.facecolor": _PAPER,
+    "xtick.color": _LINE,
+    "ytick.color": _LINE,
+    "xtick.labelcolor": _MUTED,
+    "ytick.labelcolor": _MUTED,
+    "grid.color": _LINE,
+    "grid.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.unicode_minus": False,
+}
+
+
+def check_picture(path: str | Path) -> Path:
+    """A path that a picture can be written to.
+
+    Raises:
+        SettingsError: if it doesn't end in .svg or .png.
+        RunError: if its folder doesn't exist.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".svg", ".png"):
+        raise SettingsError(f"the picture must be a file that ends in .svg or .png. Got {path}.")
+    if not path.parent.is_dir():
+        raise RunError(f"{path.parent}: no such folder, so the picture can't be written there.")
+    return path
+
+
+def write_sensitivity(found: Sensitivity, path: str | Path) -> Path:
+    """Draw the metric against the share that is kept, one line for each class, to an SVG or PNG file.
+
+    Lines start at the uncut network on the left. The eight classes that lose most have a colour and their name at the end; the
+    others are thin and grey, so that a network of many classes stays readable. The bytes depend on nothing but the numbers.
+
+    Args:
+        found: from `prune.sensitivity`.
+        path: ends in .svg or .png.
+
+    Raises:
+        SettingsError: for another ending.
+        RunError: if the folder doesn't exist, or the file can't be written.
+    """
+    path = check_picture(path)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 4.2))
+        axes = figure.add_axes((0.08, 0.13, 0.62, 0.77))
+        _frame(axes, found)
+        ranked = found.ranked()
+        for each in reversed(ranked[NAMED:]):
+            axes.plot(*_line(found, each), color=_MUTED, linewidth=0.8, alpha=0.35)
+        for each, colour in reversed(list(zip(ranked, _COLOURS, strict=False))):
+            axes.plot(*_line(found, each), color=colour, linewidth=1.6, marker="o", markersize=3.5, clip_on=False)
+        _name_lines(axes, found, ranked)
+        stream = io.BytesIO()
+        kind = path.suffix.lower().removeprefix(".")
+        metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+            figure.savefig(stream, format=kind, dpi=160, metadata=metadata)
+    write_atomic(path, stream.getvalue())
+    return path
+
+
+def _line(found: Sensitivity, each: ClassSensitivity) -> tuple[list[float], list[float]]:
+    """Shares in percent and values, from the uncut network down."""
+    points = sorted([(1.0, found.original), *((point.share, point.metric) for point in each.points)], key=lambda point: -point[0])
+    return [100 * share for share, _ in points], [value for _, value in points]
+
+
+def _frame(axes: Axes, found: Sensitivity) -> None:
+    least = 100 * min(found.shares)
+    axes.set_xlim(100 + 0.01 * (100 - least) + 0.1, least - 0.1)
+    axes.set_xticks(sorted({100.0, *(100 * share for share in found.shares)}))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
+    axes.set_xlabel("neurons of one class that are kept")
+    axes.set_title(f"{found.metric.capitalize()} on the validation split", loc="left", fontsize=_FONT, color=_MUTED)
+    axes.axhline(found.original, color=_LINE, linewidth=1.2, linestyle=(0, (4, 3)), zorder=0)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+
+
+def _name_lines(axes: Axes, found: Sensitivity, ranked: list[ClassSensitivity]) -> None:
+    """The names of the coloured lines at their right ends, moved apart where they would overlap."""
+    low, high = axes.get_ylim()
+    named = [(_end(_line(found, each)[1], low), each, colour) for each, colour in zip(ranked, _COLOURS, strict=False)]
+    ends = sorted(named, key=lambda entry: entry[0])
+    gap = (high - low) * 0.05
+    heights = _apart([value for value, _, _ in ends], gap, low, high)
+    right = axes.get_xlim()[1]
+    for (value, each, colour), height in zip(ends, heights, strict=True):
+        axes.annotate(
+            shorten(each.layers[0], 20) + (f" +{len(each.layers) - 1}" if len(each.layers) > 1 else ""),
+            (right, value),
+            xytext=(1.04, (height - low) / (high - low)),
+            textcoords="axes fraction",
+            va="center",
+            color=colour,
+            arrowprops={"arrowstyle": "-", "color": _LINE, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 1, "relpos": (0, 0.5)},
+            annotation_clip=False,
+            parse_math=False,
+        )
+    more = len(ranked) - len(named)
+    if more > 0:
+        axes.text(1.04, 1.06, f"{more} more in grey", transform=axes.transAxes, color=_MUTED, va="center")
+    axes.set_ylim(low, high)
+
+
+def _end(values: list[float], otherwise: float) -> float:
+    """The last value that is a number: a line breaks off where a network gives NaN."""
+    return next((value for value in reversed(values) if math.isfinite(value)), otherwise)
+
+
+def _apart(values: list[float], gap: float, low: float, high: float) -> list[float]:
+    """Heights at least `gap` apart and inside the frame, near to ascending `values`."""
+    heights: list[float] = []
+    for value in values:
+        heights.append(max(value, heights[-1] + gap if heights else low))
+    ceiling = high
+    for place in reversed(range(len(heights))):
+        heights[place] = min(heights[place], ceiling)
+        ceiling = heights[place] - gap
+    return heights
+
+
+__all__ = ["check_picture", "write_sensitivity"]
