@@ -97,14 +97,13 @@ class NeuronActivity:
         dense, low, high = (mean(rows, name) for name in ("dense", "low", "high"))
         change = max(row["dead_change"] for row in rows)
         units = sum(row["dead_units"] for row in rows)
-        return judged(
-            {
-                f"removing the half most often zero costs less than 2.5 points ({low - dense:.2f})": low - dense < 2.5,
-                f"removing the other half costs more than 12.5 points ({high - dense:.2f})": high - dense > 12.5,
-                f"{units} units that are zero on all training data can go without any change there ({change:.1e})": change <= 1e-5,
-            },
-            table(rows, COLUMNS),
-        )
+        claims = {
+            f"removing the half most often zero costs less than 2.5 points ({low - dense:.2f})": low - dense < 2.5,
+            f"removing the other half costs more than 12.5 points ({high - dense:.2f})": high - dense > 12.5,
+        }
+        if units:  # without any there is nothing to claim
+            claims[f"{units} units that are zero on all training data can go without any change there ({change:.1e})"] = change <= 1e-5
+        return judged(claims, table(rows, COLUMNS))
 
 
 def dead_units(model: nn.Module, task: Task) -> tuple[int, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,9 @@ class SparseSpeed:
             chosen = generator.permutation(part.size)[: keep * part.shape[0]]  # exactly as many as whole columns leave
             target.flat[chosen] = part.flat[chosen]
         rows = [csr_matrix(part) for part in scattered]
-        mkl = [torch.from_numpy(part).to_sparse_csr() for part in scattered]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch says that its sparse tensors are in beta
+            mkl = [torch.from_numpy(part).to_sparse_csr() for part in scattered]
         dense, activations = torch.from_numpy(weight), torch.from_numpy(columns)
         thin, fewer = dense[:, :, :keep].contiguous(), activations[:, :keep].contiguous()
         variants: dict[str, Callable[[], object]] = {
