@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
 from pared import data
 from pared.core.seeds import seed_everything
-from pared.lab.experiment import Row, Verdict
+from pared.lab.experiment import Progress, Row, Verdict
 from pared.training import Task, Train, evaluate
+
+
+@dataclass(frozen=True)
+class BySeed(ABC):
+    """An experiment with one row for every seed.
+
+    Args:
+        seeds: of weights, samples, augmentation and chance.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def keys(self) -> tuple[str, ...]:
+        """A seed each."""
+        return tuple(f"seed {seed}" for seed in self.seeds)
+
+    def run(self, progress: Progress, out: Path, done: frozenset[str]) -> Iterator[Row]:
+        """Measure the seeds that aren't done."""
+        for seed, key in zip(self.seeds, self.keys(), strict=True):
+            if key not in done:
+                yield {"key": key, "seed": seed, **self.measure(seed)}
+
+    @abstractmethod
+    def measure(self, seed: int) -> Row:
+        """What is measured with one seed."""
 
 
 def trained(build: Callable[[], nn.Module], plan: Train, seed: int) -> tuple[nn.Module, Task]:

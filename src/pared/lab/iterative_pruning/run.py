@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from torch import nn
@@ -13,8 +12,8 @@ from torch import nn
 from pared.architecture.nets import lenet300
 from pared.core.problems import Problems
 from pared.core.rules import bake
-from pared.lab.claims import error, judged, mean, table, trained
-from pared.lab.experiment import Progress, Row, Verdict
+from pared.lab.claims import BySeed, error, judged, mean, table, trained
+from pared.lab.experiment import Row, Verdict
 from pared.prune import Weights
 from pared.training import Train
 
@@ -28,11 +27,10 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class IterativePruning:
+class IterativePruning(BySeed):
     """Equal training for all: `rounds` times `tune` epochs.
 
     Args:
-        seeds: of weights, samples and augmentation.
         epochs: of the dense network.
         rounds: of pruning.
         tune: epochs after each round.
@@ -44,7 +42,6 @@ class IterativePruning:
         "Removing weights in rounds with retraining loses less than removing as many at once, and nearly nothing at 8 % left."
     )
 
-    seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int = 10
     rounds: int = 5
     tune: int = 5
@@ -58,26 +55,19 @@ class IterativePruning:
         problems.number("keep", self.keep, low=0, high=1)
         problems.raise_if_any()
 
-    def keys(self) -> tuple[str, ...]:
-        """A seed each."""
-        return tuple(f"seed {seed}" for seed in self.seeds)
-
-    def run(self, progress: Progress, out: Path, done: frozenset[str]) -> Iterator[Row]:
+    def measure(self, seed: int) -> Row:
         """Four test errors by seed, and how many inputs of the border and of the centre the first layer still reads."""
-        for seed in self.seeds:
-            if f"seed {seed}" in done:
-                continue
-            dense, task = trained(lenet300, Train(epochs=self.epochs), seed)
-            plan = Train(epochs=self.tune, learning_rate=3e-4)
-            row: Row = {"key": f"seed {seed}", "seed": seed, "dense": error(dense, task)}
-            row["untuned"] = error(Weights(keep=self.keep, scope="layer")(dense, task), task)
-            in_rounds = Weights(keep=self.keep, scope="layer", rounds=self.rounds, tune=plan)
-            for name, method in (("iterative", in_rounds), ("one_shot", dataclasses.replace(in_rounds, schedule="one-shot"))):
-                small = bake(method(dense, task))
-                row[name] = error(small, task)
-                row[f"{name}_left"] = sum(int(layer.weight.count_nonzero()) for layer in linear_layers(small))
-                row[f"{name}_border"], row[f"{name}_centre"] = reads(small)
-            yield row
+        dense, task = trained(lenet300, Train(epochs=self.epochs), seed)
+        plan = Train(epochs=self.tune, learning_rate=3e-4)
+        row: Row = {"dense": error(dense, task)}
+        row["untuned"] = error(Weights(keep=self.keep, scope="layer")(dense, task), task)
+        in_rounds = Weights(keep=self.keep, scope="layer", rounds=self.rounds, tune=plan)
+        for name, method in (("iterative", in_rounds), ("one_shot", dataclasses.replace(in_rounds, schedule="one-shot"))):
+            small = bake(method(dense, task))
+            row[name] = error(small, task)
+            row[f"{name}_left"] = sum(int(layer.weight.count_nonzero()) for layer in linear_layers(small))
+            row[f"{name}_border"], row[f"{name}_centre"] = reads(small)
+        return row
 
     def verdict(self, rows: Sequence[Row]) -> Verdict:
         """Four claims, on means over seeds."""

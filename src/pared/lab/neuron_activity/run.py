@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,8 +12,8 @@ from torch import nn
 from pared.architecture.nets import lenet300
 from pared.core.problems import Problems
 from pared.graph.analysis import Analysis
-from pared.lab.claims import error, judged, mean, table, trained
-from pared.lab.experiment import Progress, Row, Verdict
+from pared.lab.claims import BySeed, error, judged, mean, table, trained
+from pared.lab.experiment import Row, Verdict
 from pared.prune import Activity, Magnitude, Random, cut
 from pared.prune.chooser import Chooser
 from pared.training import Task, Train
@@ -42,11 +41,10 @@ class Reversed:
 
 
 @dataclass(frozen=True)
-class NeuronActivity:
+class NeuronActivity(BySeed):
     """Half of the hidden units go, once by activity and once by its opposite.
 
     Args:
-        seeds: of weights, samples and of chance.
         epochs: of the dense network.
         tune: epochs afterwards.
         keep: the share of hidden units that stays.
@@ -56,7 +54,6 @@ class NeuronActivity:
     name: ClassVar[str] = "neuron_activity"
     claim: ClassVar[str] = "Units that are most often zero can go for little, units that seldom are cost much."
 
-    seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int = 3
     tune: int = 2
     keep: float = 0.5
@@ -70,27 +67,20 @@ class NeuronActivity:
         problems.number("samples", self.samples, low=1, integer=True)
         problems.raise_if_any()
 
-    def keys(self) -> tuple[str, ...]:
-        """A seed each."""
-        return tuple(f"seed {seed}" for seed in self.seeds)
-
-    def run(self, progress: Progress, out: Path, done: frozenset[str]) -> Iterator[Row]:
+    def measure(self, seed: int) -> Row:
         """Test errors before and after tuning; and what removing never active units changes on the data they were counted on."""
-        for seed in self.seeds:
-            if f"seed {seed}" in done:
-                continue
-            dense, task = trained(lenet300, Train(epochs=self.epochs), seed)
-            activity = Activity(samples=self.samples)
-            row: Row = {"key": f"seed {seed}", "seed": seed, "dense": error(dense, task)}
-            choices = {"low": activity, "high": Reversed(activity), "random": Random(seed), "magnitude": Magnitude()}
-            for name, importance in choices.items():
-                small = Chooser(self.keep, importance, task=task).cut(dense, task.example_inputs()).model
-                row[name] = error(small, task)
-                if name in ("low", "high"):
-                    task.tune(small, Train(epochs=self.tune, learning_rate=3e-4))
-                    row[f"{name}_tuned"] = error(small, task)
-            row["dead_units"], row["dead_change"] = dead_units(dense, task)
-            yield row
+        dense, task = trained(lenet300, Train(epochs=self.epochs), seed)
+        activity = Activity(samples=self.samples)
+        row: Row = {"dense": error(dense, task)}
+        choices = {"low": activity, "high": Reversed(activity), "random": Random(seed), "magnitude": Magnitude()}
+        for name, importance in choices.items():
+            small = Chooser(self.keep, importance, task=task).cut(dense, task.example_inputs()).model
+            row[name] = error(small, task)
+            if name in ("low", "high"):
+                task.tune(small, Train(epochs=self.tune, learning_rate=3e-4))
+                row[f"{name}_tuned"] = error(small, task)
+        row["dead_units"], row["dead_change"] = dead_units(dense, task)
+        return row
 
     def verdict(self, rows: Sequence[Row]) -> Verdict:
         """Margins are 2.5 times those of MNIST."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from pared.architecture.nets import lenet300
 from pared.core.problems import Problems
-from pared.lab.claims import error, judged, mean, table, trained
-from pared.lab.experiment import Progress, Row, Verdict
+from pared.lab.claims import BySeed, error, judged, mean, table, trained
+from pared.lab.experiment import Row, Verdict
 from pared.prune import Fisher, HessianDiagonal, Magnitude, MemoryAwareSynapses, Random, Taylor, Weights
 from pared.training import Train
 
@@ -18,11 +17,10 @@ MARGIN = 2.5  # 1 point on MNIST; test noise on Fashion-MNIST is 2.5 times as la
 
 
 @dataclass(frozen=True)
-class WeightImportance:
+class WeightImportance(BySeed):
     """Every importance removes as many weights, ranked over all layers.
 
     Args:
-        seeds: of weights, samples and of chance.
         epochs: of the dense network.
         keep: the share of all weights that stays.
         samples: that importances look at.
@@ -34,7 +32,6 @@ class WeightImportance:
         "alone clearly worse, and chance is far worse than both."
     )
 
-    seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int = 5
     keep: float = 0.1
     samples: int = 2048
@@ -46,29 +43,22 @@ class WeightImportance:
         problems.number("samples", self.samples, low=1, integer=True)
         problems.raise_if_any()
 
-    def keys(self) -> tuple[str, ...]:
-        """A seed each."""
-        return tuple(f"seed {seed}" for seed in self.seeds)
-
-    def run(self, progress: Progress, out: Path, done: frozenset[str]) -> Iterator[Row]:
+    def measure(self, seed: int) -> Row:
         """Test errors after removal by each importance."""
-        for seed in self.seeds:
-            if f"seed {seed}" in done:
-                continue
-            dense, task = trained(lenet300, Train(epochs=self.epochs), seed)
-            importances = {
-                "random": Random(seed),
-                "magnitude": Magnitude(),
-                "removal": Fisher(samples=self.samples),
-                "guard": Fisher(samples=self.samples, score="guard"),
-                "taylor": Taylor(samples=self.samples),
-                "mas": MemoryAwareSynapses(samples=self.samples),
-                "hessian": HessianDiagonal(samples=self.samples),
-            }
-            row: Row = {"key": f"seed {seed}", "seed": seed, "dense": error(dense, task)}
-            for name, importance in importances.items():
-                row[name] = error(Weights(keep=self.keep, importance=importance)(dense, task), task)
-            yield row
+        dense, task = trained(lenet300, Train(epochs=self.epochs), seed)
+        importances = {
+            "random": Random(seed),
+            "magnitude": Magnitude(),
+            "removal": Fisher(samples=self.samples),
+            "guard": Fisher(samples=self.samples, score="guard"),
+            "taylor": Taylor(samples=self.samples),
+            "mas": MemoryAwareSynapses(samples=self.samples),
+            "hessian": HessianDiagonal(samples=self.samples),
+        }
+        row: Row = {"dense": error(dense, task)}
+        for name, importance in importances.items():
+            row[name] = error(Weights(keep=self.keep, importance=importance)(dense, task), task)
+        return row
 
     def verdict(self, rows: Sequence[Row]) -> Verdict:
         """Three claims on means, and whether the order is the same for every seed."""
