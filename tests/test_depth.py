@@ -338,6 +338,7 @@ def test_the_least_blocks_go_and_an_event_says_so() -> None:
     small = Blocks(keep=0.34, rounds=2)(Line(), line_task(report=events.append))
     assert set(small.state_dict()) == {"a.weight", "c.weight"}
     assert [event["removed"] for event in events] == [["b"]]
+    assert (events[0]["macs"], events[0]["original_macs"]) == (8, 12)
     small = Blocks(remove=2, rounds=2, importance=Removal())(Line(), line_task(report=events.append))
     assert set(small.state_dict()) == {"c.weight"}
     assert [event["removed"] for event in events[1:]] == [["b"], ["a"]]

@@ -20,6 +20,7 @@ from pared.graph import capture, count
 from pared.graph.algebra import combine, concatenate, reduce, reshape
 from pared.graph.analysis_pass import AnalysisPass
 from pared.graph.labels import Group, Labels, drop_constant_axes, factor
+from pared.graph.record import record
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -180,3 +181,19 @@ def test_counts_are_by_module_and_shared_parameters_count_once() -> None:
     assert {found.path: (found.params, found.macs) for found in counts.modules} == {"i": (84, 72), "a": (156, 288), "f": (39, 36)}
     model.a.weight.data[0] = 0
     assert count(model, inputs).nonzero == counts.params - 12
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 2)), nn.LSTM(5, 4, batch_first=True)])
+def test_what_the_capture_noted_is_what_a_run_sees(model: nn.Module) -> None:
+    x = torch.randn(2, 3, 6, 6) if isinstance(model, nn.Sequential) else torch.randn(2, 7, 5)
+    captured = capture(model, x)
+    noted, run = record(captured), record(captured, captured.example_inputs)
+    assert noted == run
+    assert {node: type(value) for node, value in noted.items()} == {node: type(value) for node, value in run.items()}
+
+
+def test_a_number_that_only_a_run_knows_is_found_by_running() -> None:
+    captured = capture(nn.Linear(3, 2), torch.randn(2, 3))
+    for node in captured.module.graph.nodes:
+        node.meta.pop("val", None)
+    assert list(record(captured).values())[-1] == (2, 2)

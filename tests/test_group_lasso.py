@@ -97,6 +97,16 @@ def test_zeros_are_exact_in_a_loop_of_the_users_own(name: str) -> None:
     assert torch.allclose(masked(x), cut(x), atol=1e-5)
 
 
+def test_shrinking_and_cutting_can_be_done_one_after_the_other() -> None:
+    method, model, task = GroupLasso(strength=0.2, train=Train(epochs=10, optimizer="sgd", learning_rate=0.05)), mlp(16), vectors()
+    masked, expected = shrunk(method, model, task)
+    before = copy.deepcopy(masked.state_dict())
+    found = method.cut(masked, task)
+    assert found[0].out_features < 16
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
+    assert all(torch.equal(value, before[name]) for name, value in masked.state_dict().items())
+
+
 def test_a_loop_without_torchs_optimisers_is_refused() -> None:
     task = Task(*[vectors().train] * 3, fit=lambda model, task, train, objective=None: None)
     with pytest.raises(TrainingError, match=r"took no step with a torch\.optim\.Optimizer"):

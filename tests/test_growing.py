@@ -13,9 +13,10 @@ from pared.core.errors import SettingsError, TrainingError
 from pared.core.seeds import seed_everything
 from pared.graph.analysis import analyse
 from pared.graph.capture import capture
+from pared.prune import growing
 from pared.prune.growing import GrowingRegularization, _Choice, chosen_groups, growing_penalty
 from pared.prune.importance import Magnitude, Random
-from pared.training import Journal, Task, Train
+from pared.training import Journal, Machine, Task, Train
 
 FAST = Train(epochs=10, optimizer="sgd", learning_rate=0.05, schedule="constant")
 
@@ -160,3 +161,18 @@ def test_wrong_settings_are_named(wrong: dict[str, Any], message: str) -> None:
 
 def test_the_default_ranks_as_the_paper() -> None:
     assert GrowingRegularization().importance == Magnitude(order=1)
+
+
+def test_it_is_looked_at_on_the_device_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Looked(Exception):
+        pass
+
+    def look(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        assert {tensor.device.type for tensor in (*model.parameters(), *inputs)} == {"meta"}
+        raise Looked
+
+    # a device without memory stands in for a GPU
+    monkeypatch.setattr(Machine, "device", torch.device("meta"))
+    monkeypatch.setattr(growing, "capture", look)
+    with pytest.raises(Looked):
+        GrowingRegularization()(mlp(), task())

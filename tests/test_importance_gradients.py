@@ -28,21 +28,25 @@ from importance_models import (
 )
 from pared.core.errors import DataError, ModelError, SettingsError, WeightsError
 from pared.prune.importance import (
+    Activity,
     ElasticWeightConsolidation,
     Fisher,
     Given,
     HessianDiagonal,
+    Magnitude,
     MemoryAwareSynapses,
     PathIntegral,
     SynapticIntelligence,
     Taylor,
     by_root,
     ewc_penalty,
+    gradients,
     hutchinson,
     per_sample_gradients,
 )
+from pared.prune.importance.protocol import removal_or_guard
 from pared.prune.importance.samples import Mean, fixed_batch, training_samples
-from pared.training import Train
+from pared.training import Task, Train
 
 
 @pytest.mark.parametrize("name", ["residual", "mlp", "transformer"])
@@ -347,3 +351,85 @@ def test_residual_layers_that_are_tied_add_up() -> None:
     normalized = Fisher(normalize="layer")(analysis, task)
     assert scores_of(analysis, normalized, "stem").mean() == pytest.approx(3)
     assert scores_of(analysis, normalized, "first.0").mean() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("targets", [None, torch.tensor(1.0)])
+def test_without_labels_samples_are_still_done_together(targets: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("one by one")
+
+    monkeypatch.setattr(gradients, "_one_by_one", refuse)
+    batches = [(vectors(8), targets)]
+    found = MemoryAwareSynapses().weights(mlp(), Task(batches, batches, batches))
+    labelled = MemoryAwareSynapses().weights(mlp(), task_of(vectors(8)))
+    assert all(torch.equal(found[name], value) for name, value in labelled.items())
+
+
+def test_labels_that_are_drawn_need_none_in_the_data() -> None:
+    found = Fisher(labels="model").weights(mlp(), task_of(vectors(), torch.full((24,), -1)))
+    assert torch.equal(found["0.weight"], Fisher(labels="model").weights(mlp(), task_of(vectors()))["0.weight"])
+
+
+class Counting(nn.Module):
+    """Counts its calls in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp()
+        self.calls: Tensor
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.net(x)
+
+
+@pytest.mark.parametrize("importance", [Activity(), Taylor(), Fisher(labels="model"), HessianDiagonal(), MemoryAwareSynapses()])
+def test_scoring_leaves_no_trace_in_a_model_that_writes_to_its_buffers(importance: Taylor) -> None:
+    model, task = Counting(), task_of(vectors())
+    analysis = analysis_of(model, task)
+    before = model.calls.item()
+    importance(analysis, task)
+    assert model.calls.item() == before
+
+
+def test_whole_numbers_among_the_parameters_are_not_trained() -> None:
+    model = mlp()
+    model.register_parameter("places", nn.Parameter(torch.arange(3), requires_grad=False))
+    assert "places" not in SynapticIntelligence().weights(model, task_of(vectors()))
+
+
+def test_scores_are_wanted_where_the_model_was_trained() -> None:
+    # a device without memory stands in for a GPU
+    found = removal_or_guard({"weight": torch.ones(2, 2, device="meta")}, nn.Linear(2, 2), "removal")
+    assert found["weight"].device.type == "meta"
+
+
+class Recurring(nn.Module):
+    """A layer that is used twice, between two others; its neurons are tied to those of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twice, self.last = nn.Linear(4, 5, bias=False), nn.Linear(5, 5, bias=False), nn.Linear(5, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.twice(self.twice(self.first(x).relu()).relu()).relu())
+
+
+def test_a_weight_that_is_read_twice_counts_once() -> None:
+    model, task = Recurring(), task_of(vectors())
+    analysis = analysis_of(model, task)
+    (found,) = analysis.classes
+    rows = {name: value.detach().abs().sum(dim=1).numpy() for name, value in model.named_parameters()}
+    scores = Magnitude(order=1, normalize="none")(analysis)[list(found.neurons)]
+    np.testing.assert_allclose(scores, rows["first.weight"] + rows["twice.weight"], rtol=1e-6)
+    single = Taylor().weights(model, task)
+    sums = by_root(analysis, single)[list(found.neurons)]
+    np.testing.assert_allclose(sums, (single["first.weight"].sum(dim=1) + single["twice.weight"].sum(dim=1)).numpy(), rtol=1e-6)
+
+
+def test_a_fixed_batch_is_filled_with_what_has_a_batch_axis() -> None:
+    batches = [(vectors(3), torch.tensor(1.0))]
+    analysis = analysis_of(FixedBatch(), task_of(vectors()))
+    parts = list(training_samples(Task(batches, batches, batches), 1, analysis.captured.module, "here"))
+    assert [(len(inputs[0]), targets.item()) for inputs, targets in parts] == [(2, 1.0)]

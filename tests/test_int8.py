@@ -232,7 +232,7 @@ def test_errors_are_clear() -> None:
     with pytest.raises(SettingsError, match=r"skip must name modules of Sequential. Got 'head'"):
         Int8(skip=("head",))(layer, task)
     empty = task_of(torch.randn(8, 4), train=[(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))])
-    with pytest.raises(DataError, match="train split has no samples to calibrate with"):
+    with pytest.raises(DataError, match="the train split has no samples: int8 ranges"):
         Int8()(layer, empty)
     with pytest.raises(ModelError, match="aren't finite on the calibration data"):
         Int8()(layer, task_of(torch.full((8, 4), float("inf"))))

@@ -237,10 +237,10 @@ def test_the_list_names_each_model_once() -> None:
 
 
 def test_a_missing_library_is_a_clear_failure(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['timm'] = None; from pared.lab.coverage.worker import main\n"
-    code += "main('pared', 'timm:test_vit', '0', '0.5', '60', sys.argv[1])"
+    code = "import sys; from pathlib import Path; sys.modules['timm'] = None; from pared.lab.coverage.worker import work\n"
+    code += "work('pared', 'timm:test_vit', 0, 0.5, 60, Path(sys.argv[1]))"
     file = tmp_path / "now.json"
-    subprocess.run([sys.executable, "-c", code, str(file)], check=True)
+    assert subprocess.run([sys.executable, "-c", code, str(file)], check=False).returncode == 1
     failure = json.loads(file.read_text())["failure"]
     assert failure.startswith("ModelError: lab.coverage needs timm")
     assert "pip install" in failure

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pared.core.errors import SettingsError, WeightsError
+from pared.graph.analysis import Analysis
 from pared.graph.rewritten import Rewritten
-from pared.prune import Neurons, loop
+from pared.prune import GrowingRegularization, Neurons, loop
 from pared.training import Objective, Task, Train
 from pared.training.soft_targets import distillation_loss, taught_by
 
@@ -112,10 +117,21 @@ def test_a_guard_ends_the_loop_at_the_last_good_network(
     small = Neurons(keep=0.125, rounds=3, round_to=1, guard=0.01)(mlp(), data)
     assert small[0].out_features == (16, 8, 4, 2)[rounds_kept]
     guards = [event for event in events if event["event"] == "guard"]
-    assert len(guards) == (rounds_kept < 3)
-    if guards:
-        assert guards[0]["round"] == rounds_kept + 1
-        assert guards[0]["allowed"] == 0.01
+    assert [guard["holds"] for guard in guards] == [True] * rounds_kept + [False] * (rounds_kept < 3)
+    assert [guard["round"] for guard in guards] == list(range(1, len(guards) + 1))
+    assert guards[0]["allowed"] == 0.01
+
+
+def test_every_round_says_how_far_it_has_got() -> None:
+    events: list[dict[str, Any]] = []
+    Neurons(keep=0.25, rounds=2, round_to=1)(mlp(), task(report=events.append))
+    assert [(event["event"], event["round"], event["rounds"], event["of"]) for event in events] == [
+        ("cut", 1, 2, "neurons"), ("cut", 2, 2, "neurons")
+    ]  # fmt: skip
+    widths = [16, 8, 4]
+    macs = [4 * width + width * width + 2 * width for width in widths]
+    assert [(event["macs"], event["original_macs"]) for event in events] == [(macs[1], macs[0]), (macs[2], macs[0])]
+    assert not any("target" in event for event in events)
 
 
 def test_a_real_guard_returns_a_network_as_good_as_asked() -> None:
@@ -156,3 +172,13 @@ def test_unknown_paths_are_named() -> None:
 def test_scores_that_are_not_numbers_are_refused() -> None:
     with pytest.raises(WeightsError, match="NaN"):
         Neurons(importance=lambda analysis, task: torch.full((analysis.first.count,), torch.nan).numpy())(mlp(), task())
+
+
+@pytest.mark.parametrize("method", [Neurons, partial(GrowingRegularization, train="1ep")])
+def test_an_importance_that_gives_nan_is_named(method: Callable[..., Any]) -> None:
+    class Broken:
+        def __call__(self, analysis: Analysis, task: Task | None) -> NDArray[np.float64]:
+            return np.full(analysis.first.count, np.nan)
+
+    with pytest.raises(WeightsError, match="Broken gives NaN"):
+        method(importance=Broken())(mlp(), task())

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pared.core.errors import SettingsError
+from pared.core.errors import ModelError, SettingsError
 from pared.core.rules import bake
 from pared.data import load
 from pared.prune.layer_inputs import execution_order, gram_of, unfold
@@ -292,3 +292,9 @@ def test_digits_without_labels():
     plain, repaired = (bake(Weights(0.15, repair=repair, samples=1000)(model, task)) for repair in ("none", "obs"))  # type: ignore[arg-type]
     assert accuracy(model) > 0.9
     assert accuracy(repaired) > accuracy(plain) + 0.02
+
+
+def test_values_that_are_not_finite_are_named():
+    batches = [(torch.full((4, 2, 8, 8), torch.inf), None)]
+    with pytest.raises(ModelError, match="0 reads values that aren't finite"):
+        Weights(0.5, repair="obs", samples=4)(toy_net(), Task(batches, batches, batches))

@@ -22,7 +22,8 @@ from pared.graph.rewritten import Rewritten
 from pared.prune import Magnitude
 from pared.prune.chooser import Chooser
 from pared.prune.layer_equations import LAYERS, Equations, spread_out
-from pared.prune.least_squares import reconstruct, ridge
+from pared.prune.least_squares import reconstruct
+from pared.prune.normal_equations import ridge
 from pared.training import Task, Train
 
 EXACT = 1e-9  # damping where a solution is exact

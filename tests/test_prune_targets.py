@@ -145,10 +145,12 @@ class Ordered:
 )
 def test_a_guard_returns_the_last_good_network(values: list[float], kept: float) -> None:
     events: list[dict[str, Any]] = []
+    rounds = len(values) - 1
     guarded = dataclasses.replace(task(), metric=Ordered(values), report=events.append)
     small = Neurons(keep=0.25, rounds=2, guard=0.03, round_to=1)(network(), guarded)
     assert outputs(small)[0] == int(32 * kept)
-    assert [event["event"] for event in events] == ([] if kept == 0.25 else ["guard"])
+    assert [event["event"] for event in events] == ["cut", "guard"] * rounds
+    assert [event["holds"] for event in events[1::2]] == [True] * (rounds - (kept > 0.25)) + [False] * (kept > 0.25)
 
 
 def test_a_teacher_tunes() -> None:

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations
 
 from pared.core.errors import SettingsError, WeightsError
 from pared.core.rules import Mask, add_rule, bake, find_rule
+from pared.prune import weights
 from pared.prune.importance import Activity, Fisher, MemoryAwareSynapses, Random, Taylor
 from pared.prune.weights import Weights, choose, keep_by_round, prunable, select
 from pared.training import Task, Train
@@ -346,3 +347,20 @@ def test_importances_that_leave_out_or_misshape_a_weight_are_refused():
 def test_importances_with_data(importance, repair):
     small = bake(Weights(keep=0.3, rounds=2, importance=importance, repair=repair)(toy_mlp(), toy_task()))
     assert sum(int(small[index].weight.count_nonzero()) for index in (0, 2)) == 20
+
+
+def test_an_importance_may_move_the_model_to_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Chosen(Exception):
+        pass
+
+    class Moving:
+        def weights(self, model: nn.Module, task: Task) -> dict[str, torch.Tensor]:
+            return {name: value.detach() for name, value in model.to("meta").named_parameters()}  # stands in for a GPU
+
+    def choose_weights(layers, scores, alive, *_):
+        assert {value.device.type for value in (*scores.values(), *alive.values())} == {"meta"}
+        raise Chosen
+
+    monkeypatch.setattr(weights, "choose_weights", choose_weights)
+    with pytest.raises(Chosen):
+        Weights(importance=Moving())(toy_mlp(), toy_task())  # type: ignore[arg-type]

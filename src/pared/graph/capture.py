@@ -19,6 +19,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
 
 from pared.core.errors import CaptureError, ModelError, ParedError
+from pared.graph.regions import inline_regions
 
 Inputs = tuple[Any, ...]
 
@@ -174,6 +175,7 @@ def _plain_graph_module(unlifted: nn.Module) -> fx.GraphModule:
     Where inputs are plain positional tensors the graph's calling convention becomes fx's own, which copies without warnings.
     """
     assert isinstance(unlifted, fx.GraphModule)
+    inline_regions(unlifted)
     graph = unlifted.graph
     convention = getattr(graph._codegen, "pytree_info", None)
     if convention is not None and _is_flat(convention.in_spec):

@@ -38,10 +38,13 @@ def abstract(value: Any) -> Any:
 
 
 def record(captured: Captured, inputs: Inputs | None = None) -> dict[fx.Node, Any]:
-    """Run the graph on `inputs` (default: its example) and return the `Shape`, number or list seen at each node.
+    """The `Shape`, number or list seen at each node when the graph runs on `inputs` (default: its example).
 
-    The run happens on a copy of the inputs and, where the graph writes to buffers, of the module: nothing of the user's changes.
+    What `torch.export` noted for its example is taken where it is whole. Else the graph runs, on a copy of the inputs and of the module:
+    nothing of the user's changes.
     """
+    if inputs is None and (noted := _noted(captured.module.graph)) is not None:
+        return noted
     inputs = captured.example_inputs if inputs is None else inputs
     module = copy.deepcopy(captured.module)
     recorder = _Recorder(module)
@@ -49,6 +52,42 @@ def record(captured: Captured, inputs: Inputs | None = None) -> dict[fx.Node, An
         recorder.run(*(x.clone() if isinstance(x, Tensor) else x for x in inputs))
     twins = dict(zip(module.graph.nodes, captured.module.graph.nodes, strict=True))
     return {twins[node]: value for node, value in recorder.seen.items()}
+
+
+def _noted(graph: fx.Graph) -> dict[fx.Node, Any] | None:
+    """What the capture noted of its example at each node; None if a number is known only when the graph runs."""
+    seen: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node.op == "output":
+            seen[node] = _returned(node.args[0], seen)
+        elif "val" not in node.meta:
+            return None
+        else:
+            try:
+                seen[node] = _concrete(node.meta["val"])
+            except ValueError:
+                return None
+    return seen
+
+
+def _returned(value: Any, seen: dict[fx.Node, Any]) -> Any:
+    """The arguments of an output node, nested as they are."""
+    if isinstance(value, list | tuple):
+        return [_returned(entry, seen) for entry in value]
+    return seen[value] if isinstance(value, fx.Node) else value
+
+
+def _concrete(value: Any) -> Any:
+    """As `abstract`, with the example's number in place of every symbol."""
+    if isinstance(value, Tensor):
+        return Shape(_concrete(size) for size in value.shape)
+    if isinstance(value, list | tuple):
+        return [_concrete(entry) for entry in value]
+    if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+        if not value.node.has_hint():
+            raise ValueError("a symbol without an example")
+        return value.node.hint
+    return value
 
 
 def module_path(node: fx.Node) -> str:

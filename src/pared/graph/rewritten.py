@@ -11,6 +11,8 @@ from torch import Tensor, fx, nn
 from torch.fx import _pytree as fx_pytree
 from torch.utils import _pytree as pytree
 
+from pared.graph.regions import MARKS
+
 Forward = Callable[..., Any]
 
 
@@ -45,6 +47,7 @@ def compiled(source: str) -> Forward:
     """Compile a forward; kept by its text, so that copies of a module share it."""
     names: dict[str, Any] = {"torch": torch, "device": torch.device, "inf": float("inf"), "nan": float("nan"), "NoneType": type(None)}
     names |= {"fx_pytree": fx_pytree, "pytree": pytree}
+    names |= {f"torch_amp_autocast_mode_{mark.__name__}": mark for mark in MARKS}
     exec(compile(source, "<rewritten graph>", "exec"), names)
     return names["forward"]
 

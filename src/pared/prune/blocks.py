@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
@@ -18,9 +17,11 @@ from torch.nn import functional as F
 from pared.core.errors import SettingsError
 from pared.core.problems import Problems
 from pared.graph.capture import Captured
+from pared.graph.counts import count
 from pared.graph.depth import Block, shorten, without
-from pared.prune.observe import fitting, isolated, unlabelled
+from pared.prune.observe import Watch, fitting, isolated
 from pared.training import Task, Train, evaluate
+from pared.training.samples import first_inputs
 
 Scores = NDArray[np.float64]
 
@@ -42,6 +43,7 @@ def change(before: Tensor, after: Tensor, axis: int = -1) -> Tensor:
 
     Source: Men et al. 2024, 2403.03853, section 3 (Block Influence).
 
+    >>> import torch
     >>> change(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]), torch.tensor([[2.0, 0.0], [0.0, 3.0], [0.0, 0.0]])).tolist()
     [0.0, 1.0, 0.0]
     """
@@ -101,37 +103,25 @@ class Similarity:
 
     def __call__(self, captured: Captured, blocks: Sequence[Block], task: Task) -> Scores:
         """The mean change of every block; small means that it can go."""
-        batches = fitting(captured, unlabelled(task, self.samples, "prune.blocks looks at them to see which blocks change little"))
-        captured_twin = isolated(captured)
-        twins = dict(zip(captured.module.graph.nodes, captured_twin.module.graph.nodes, strict=True))
-        watch = _Watch(captured_twin.module, [(twins[block.start], twins[block.out], block.channel_axis) for block in blocks])
-        with torch.no_grad():
-            for batch in batches:
-                watch.run(*(x.clone() for x in batch))
-        return watch.total / np.maximum(watch.positions, 1)
+        purpose = "prune.blocks looks at them to see which blocks change little"
+        batches = fitting(captured, first_inputs(task, self.samples, purpose))
+        starts = {block.start for block in blocks}
+        total, positions = np.zeros(len(blocks)), np.zeros(len(blocks))
+        given: dict[fx.Node, Tensor] = {}
 
+        def see(node: fx.Node, _: Any, value: Tensor) -> None:
+            for place, block in enumerate(blocks):
+                if node is block.out:
+                    changed = change(given[block.start], value, block.channel_axis)
+                    total[place] += float(changed.sum())
+                    positions[place] += changed.numel()
+            if node in starts:
+                given[node] = value.clone()  # a later operator may change it in place
 
-class _Watch(fx.Interpreter):
-    """Runs the graph and sums the change that every block makes."""
-
-    def __init__(self, module: fx.GraphModule, blocks: Sequence[tuple[fx.Node, fx.Node, int]]) -> None:
-        super().__init__(module)
-        self.blocks = blocks
-        self.total, self.positions = np.zeros(len(blocks)), np.zeros(len(blocks))
-        self.starts = {start for start, _, _ in blocks}
-        self.given: dict[fx.Node, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Compute a node; a block's input is kept as it was, since a later operator may change it in place."""
-        value = super().run_node(n)
-        for place, (start, out, axis) in enumerate(self.blocks):
-            if n is out:
-                changed = change(self.given[start], value, axis)
-                self.total[place] += float(changed.sum())
-                self.positions[place] += changed.numel()
-        if n in self.starts:
-            self.given[n] = value.clone()
-        return value
+        watch = Watch(captured.module, starts | {block.out for block in blocks}, see)
+        for batch in batches:
+            watch.look(batch)
+        return total / np.maximum(positions, 1)
 
 
 @dataclass(frozen=True)
@@ -195,13 +185,19 @@ class Blocks:
     def __call__(self, model: nn.Module, task: Task) -> nn.Module:
         """Return a copy of `model` with fewer blocks; a network without residual blocks comes back as it is, and the log says so.
 
-        In every round an event says what goes: `{"event": "blocks", "round", "rounds", "removed", "scores"}`.
+        Of every round in which blocks are ranked an event says what went:
+        `{"event": "blocks", "round", "rounds", "removed", "scores", "macs", "original_macs"}`.
         """
-        result = copy.deepcopy(model).to(task.machine.device)
+        result, example = copy.deepcopy(model).to(task.machine.device), task.example_inputs()
+        macs = count(result, example).macs
         gone = 0
         for number in range(1, self.rounds + 1):
-            found = shorten(result, task.example_inputs(), _Round(self, task, number, gone))
+            this = _Round(self, task, number, gone)
+            found = shorten(result, example, this)
             result, gone = found.model, gone + len(found.removed)
+            if this.scores:
+                event = {"event": "blocks", "round": number, "rounds": self.rounds, "removed": list(found.removed), "scores": this.scores}
+                task.report({**event, "macs": count(result, example).macs, "original_macs": macs})
             if found.removed and isinstance(self.tune, Train):
                 task.tune(result, self.tune)
         return result
@@ -209,27 +205,25 @@ class Blocks:
 
 @dataclass(frozen=True)
 class _Round:
-    """Which blocks go in a round, when `gone` are gone already."""
+    """Which blocks go in a round, when `gone` are gone already; notes their scores by name."""
 
     settings: Blocks
     task: Task
     number: int
     gone: int
+    scores: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, captured: Captured, blocks: tuple[Block, ...]) -> list[Block]:
         if self.number == 1:
             _check(self.settings, blocks)
-        count = goal(self.settings, self.gone + len(blocks), self.number) - self.gone
-        if count <= 0 or not blocks:
+        number = goal(self.settings, self.gone + len(blocks), self.number) - self.gone
+        if number <= 0 or not blocks:
             return []
         scores = self.settings.importance(captured, blocks, self.task)
         stays = [any(_covers(path, block) for path in self.settings.leave) for block in blocks]
         inside = [frozenset(place for place, other in enumerate(blocks) if other.inside(block)) for block in blocks]
-        chosen = [blocks[place] for place in lowest_blocks(np.where(stays, np.inf, scores), count, inside)]
-        named = {block.name: float(score) for block, score in zip(blocks, scores, strict=True)}
-        event = {"event": "blocks", "round": self.number, "rounds": self.settings.rounds, "removed": [block.name for block in chosen]}
-        self.task.report(event | {"scores": named})
-        return chosen
+        self.scores.update({block.name: float(score) for block, score in zip(blocks, scores, strict=True)})
+        return [blocks[place] for place in lowest_blocks(np.where(stays, np.inf, scores), number, inside)]
 
 
 def goal(settings: Blocks, total: int, number: int) -> int:

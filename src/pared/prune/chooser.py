@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from pared.core.errors import SettingsError, WeightsError
+from pared.core.errors import SettingsError
 from pared.core.problems import Problems
 from pared.graph.analysis import Analysis, analyse, describe
 from pared.graph.capture import as_inputs, capture
@@ -17,6 +17,8 @@ from pared.graph.classes import CutClass
 from pared.graph.cutting import Cut, cut_model
 from pared.prune.allocation import Room, Scores, by_ranking, class_keys
 from pared.prune.importance import Importance, Magnitude
+from pared.prune.importance.protocol import scores_of
+from pared.prune.neuron_costs import Unit, class_costs, neuron_costs
 from pared.training import Task
 
 Keep = float | Mapping[str, float]
@@ -188,6 +190,7 @@ class Chooser:
         floor: the least share that a class keeps.
         cap: the largest share that a class keeps.
         only: module paths; where given, only classes that these compute are cut.
+        per: what a ranking over classes divides scores by: nothing ("neuron"), or the multiply-adds or parameters of a neuron.
         norms: whether to cut inexact classes too.
         round_to: round what stays to a multiple.
         task: the data that an importance may need.
@@ -201,6 +204,7 @@ class Chooser:
     floor: float = 0.0
     cap: float = 1.0
     only: tuple[str, ...] = ()
+    per: Literal["neuron"] | Unit = "neuron"
     norms: bool = False
     round_to: int = 1
     task: Task | None = None
@@ -237,8 +241,24 @@ class Chooser:
             return {key: rooms[key].rounded(self._share(found), self.round_to) for key, found in classes.items()}
         scores = self._scores(analysis)
         scales = [one_scale(scores[list(found.neurons)], self.importance) for found in classes.values()]
+        if self.per != "neuron":
+            scales = self._per_cost(scales, analysis, list(classes.values()))
         counts = by_ranking(scales, list(rooms.values()), self.keep)
         return {key: room.rounded(count / room.size, self.round_to) for (key, room), count in zip(rooms.items(), counts, strict=True)}
+
+    def _per_cost(self, scales: list[Scores], analysis: Analysis, classes: list[CutClass]) -> list[Scores]:
+        """What a ranking buys by its budget: importance per cost.
+
+        Scores on one scale are divided by what a neuron of the class costs. Scores that only compare within a class become shares of
+        its importance, and are divided by what the whole class costs.
+        """
+        assert self.per != "neuron"
+        costs = neuron_costs(analysis, self.per)
+        alone = getattr(self.importance, "normalize", "layer") == "layer"
+        prices = [class_costs(found, costs) / (1 if alone else len(found.neurons)) for found in classes]
+        sizes = [len(found.neurons) if alone else 1 for found in classes]
+        # a class that costs nothing is cut last
+        return [scale / size / max(price, 1e-300) for scale, size, price in zip(scales, sizes, prices, strict=True)]
 
     def rooms(self, analysis: Analysis) -> dict[str, Room]:
         """What each class that may be cut may come to, by key."""
@@ -253,9 +273,7 @@ class Chooser:
         return {key: found for key, found in keyed if self._may_cut(found, analysis)}
 
     def _scores(self, analysis: Analysis) -> Scores:
-        scores = self.importance(analysis, self.task).copy()
-        if np.isnan(scores).any():
-            raise WeightsError(f"{type(self.importance).__name__} gives NaN, so neurons can't be ranked. Check the weights and the data.")
+        scores = scores_of(self.importance, analysis, self.task).copy()
         scores[analysis.frozen] = np.inf
         return scores
 

@@ -18,6 +18,7 @@ from torch import fx
 from pared.graph.analysis import Analysis
 from pared.graph.labels import Labels
 from pared.prune.allocation import class_keys
+from pared.prune.observe import operator_name
 from pared.prune.one_operator import Operator, time_operators
 
 TOLERANCE = 0.03
@@ -215,7 +216,7 @@ def _width(labels: Labels, axis: int, analysis: Analysis, owner: Mapping[int, st
 
 def _operator(node: fx.Node, analysis: Analysis) -> Operator | None:
     """The operator of a node with its sizes, or None if it is neither a convolution nor a linear layer."""
-    name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+    name = operator_name(node)
     if name != "linear" and not name.startswith(("conv1d", "conv2d", "conv3d", "conv_transpose")):
         return None
     seen = analysis.first.seen

@@ -82,13 +82,9 @@ class GroupLasso:
 
     def __call__(self, model: nn.Module, task: Task) -> nn.Module:
         """Return a copy of `model`, trained with the penalty, without its dead neurons."""
-        model = copy.deepcopy(model)
-        self.shrink(model, task)
-        self._mask_shapes(model)
-        example = task.example_inputs()
-        if "depth" in self.groups:
-            model = shorten(model, example, silent_blocks).model
-        result = cut_model(model, example, silent_neurons, self.leave).model
+        shrunk = copy.deepcopy(model)
+        self.shrink(shrunk, task)
+        result = self.cut(shrunk, task)
         if self.tune is not None:
             task.tune(result, self.tune)
         return result
@@ -101,6 +97,15 @@ class GroupLasso:
             task.tune(model, self.train)
         if shrinkages:
             require_steps("prune.group_lasso", steps, self.train, task)
+
+    def cut(self, model: nn.Module, task: Task) -> nn.Module:
+        """Return a copy of `model` without what is dead in it; the answers stay the same, and nothing is trained."""
+        model = copy.deepcopy(model)
+        self._mask_shapes(model)
+        example = task.example_inputs()
+        if "depth" in self.groups:
+            model = shorten(model, example, silent_blocks).model
+        return cut_model(model, example, silent_neurons, self.leave).model
 
     def find(self, model: nn.Module, task: Task) -> list[Groups]:
         """The groups of `model` in the order in which they are shortened: the inner before those that contain them."""

@@ -16,6 +16,7 @@ from pared.graph.capture import capture
 from pared.graph.cutting import cut_model, follow
 from pared.prune.groups import Groups, Part, along, neuron_axes
 from pared.prune.importance import AnyImportance, Magnitude, Scores
+from pared.prune.importance.protocol import scores_of
 from pared.prune.proximal import Shrinkage, after_steps, require_steps
 from pared.prune.training_masks import Clock, tune_with
 from pared.training import Task, Train
@@ -86,9 +87,9 @@ class GrowingRegularization:
 
     def __call__(self, model: nn.Module, task: Task) -> nn.Module:
         """Return a smaller copy of `model`."""
-        model, example = copy.deepcopy(model), task.example_inputs()
+        model, example = copy.deepcopy(model).to(task.machine.device), task.example_inputs()
         analysis = analyse(capture(model, example), self.leave)
-        choice = _Choice(self.importance(analysis, task), self.keep, self.round_to)
+        choice = _Choice(scores_of(self.importance, analysis, task), self.keep, self.round_to)
         groups = chosen_groups(analysis, choice)
         if groups is not None:
             self._train(model, task, groups)
@@ -105,7 +106,7 @@ class GrowingRegularization:
             return loss()
 
         def press(size: float) -> None:
-            groups.scale(groups.norms().new_full((groups.count,), 1 / (1 + size * penalty[0])))
+            groups.scale(groups.lead.detach().new_full((groups.count,), 1 / (1 + size * penalty[0])))
 
         with after_steps([Shrinkage(groups.lead, press)]) as steps:
             tune_with(model, task, self.train, step)

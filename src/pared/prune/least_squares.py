@@ -6,20 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from pared.core.errors import ModelError
 from pared.core.problems import Problems
 from pared.graph.analysis_pass import attribute
 from pared.graph.capture import Captured, capture
 from pared.graph.cutting import Cut
+from pared.graph.fold import packet
 from pared.prune.consumers import Consumer, consumers
 from pared.prune.layer_equations import Equations
-from pared.prune.observe import Batches, Prefix, fitting, isolated, levels, unlabelled
+from pared.prune.normal_equations import HalvedSums, double
+from pared.prune.observe import arguments, fitting, isolated, levels, unlabelled
+from pared.prune.stepwise import Stepwise, View
 from pared.training import Task
 
 POSITIONS = 64  # of every sample that become equations: neighbours say nearly the same
-CHUNK = 2048  # equations that are held at a time
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class RepairedLayer:
 
     Attributes:
         layer: its path, or the name of its weight if it has none.
-        before: mean squared distance of an output from that of the original network, on the inputs used and with the earlier layers
-            already repaired; None if left alone.
+        before: mean squared distance of an output (or of the sum that it is added to) from that of the original network, on the inputs
+            used and with the earlier layers already repaired; None if left alone.
         after: the same with the new weights; never more than `before`.
         why: why it was left alone; "" if it wasn't.
     """
@@ -40,32 +42,7 @@ class RepairedLayer:
     why: str = ""
 
 
-def ridge(gram: Tensor, cross: Tensor, damping: float) -> Tensor:
-    """Solve least squares from its sums: the x that minimises |A x - b|² + damping Σ gramᵢᵢ xᵢ², for gram = AᵀA and cross = Aᵀb.
-
-    Every unknown is damped on the scale of its own column, so that units don't matter, and a bias (a column of ones) is damped like a
-    weight. An unknown whose column is zero becomes 0. The penalty makes the solution unique where columns depend on each other: it is
-    shared among them (Hoerl & Kennard 1970).
-
-    Args:
-        gram: (…, n, n), symmetric.
-        cross: (…, n, m).
-        damping: greater than 0.
-
-    Returns:
-        (…, n, m), of the type of `gram`.
-
-    >>> ridge(torch.tensor([[4.0, 0.0], [0.0, 0.0]]), torch.tensor([[8.0], [0.0]]), 1.0).tolist()
-    [[1.0], [0.0]]
-    """
-    diagonal = gram.diagonal(dim1=-2, dim2=-1)
-    scale = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).rsqrt()
-    scaled = gram * scale[..., :, None] * scale[..., None, :] + damping * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    solved = torch.cholesky_solve(cross * scale[..., None], torch.linalg.cholesky(scaled))
-    return solved * scale[..., None]
-
-
-def reconstruct(cut: Cut, original: nn.Module, task: Task, samples: int = 256, damping: float = 1e-3) -> tuple[RepairedLayer, ...]:
+def reconstruct(cut: Cut, original: nn.Module, task: Task, samples: int = 256, damping: float | None = None) -> tuple[RepairedLayer, ...]:
     """Change the weights of every layer that lost inputs, in place, so that it gives again what it gave in the original network.
 
     For each such linear layer or convolution, least squares over the weights that are left (and the bias): its outputs, computed from what
@@ -75,16 +52,22 @@ def reconstruct(cut: Cut, original: nn.Module, task: Task, samples: int = 256, d
     that lost nothing of value keeps its weights, and on the inputs used no output of a layer gets worse. An output whose
     error wouldn't shrink keeps its weights to the bit.
 
-    Only inputs are looked at, never labels. Equations are accumulated into Gram matrices, so memory depends on a layer's inputs and not on
-    the samples; of every sample at most 64 output positions are used, evenly spread and always the same.
+    Where the layer is the last of a residual branch, with or without a batch norm behind it, the sum is what is to come out as before: so
+    a branch also makes up for what is missing in its shortcut (He, Zhang & Sun, section 3.3). A layer without a bias is shifted by the
+    running mean of the batch norm behind it; that way means are right without measuring statistics again.
+
+    Only inputs are looked at, never labels. Equations are accumulated into Gram matrices, whose memory depends on a layer's inputs and not
+    on the samples; of every sample at most 64 output positions are used, evenly spread and always the same. Between layers at most a
+    gigabyte of activations is held for each network, so that all layers together take about two runs over the samples.
 
     Args:
         cut: from `cut_model` or `Chooser.cut`; `cut.model` is changed, and moved to the task's device.
         original: the network that was given to that cut; it is moved too and otherwise unchanged.
         task: gives inputs, from the training split and without augmentation.
         samples: how many. With 64 positions each, 256 are 16,384 equations for a convolution.
-        damping: in units of every input's own mean square. It keeps a fully connected layer with more inputs than samples from fitting
-            the samples alone.
+        damping: in units of every input's own mean square. It keeps a layer with about as many inputs as equations from fitting the
+            samples alone. None: for each layer that of six, from 1e-4 to 10, with which a solution from one half of the samples does
+            best on the other half; an output that it doesn't help there keeps its weights.
 
     Returns:
         One entry for each linear layer or convolution that had lost inputs, in order. Left alone are those whose weight is shared or
@@ -110,7 +93,8 @@ def reconstruct(cut: Cut, original: nn.Module, task: Task, samples: int = 256, d
     """
     problems = Problems("prune.reconstruct")
     problems.number("samples", samples, low=1, integer=True)
-    problems.number("damping", damping, low=1e-12)
+    if damping is not None:
+        problems.number("damping", damping, low=1e-12)
     problems.raise_if_any()
     if not cut.kept:
         return ()
@@ -118,104 +102,75 @@ def reconstruct(cut: Cut, original: nn.Module, task: Task, samples: int = 256, d
     before = capture(original.to(task.machine.device), batches[0])
     after = capture(cut.model.to(task.machine.device), batches[0])
     batches = fitting(before, fitting(after, batches))
-    before, after = isolated(before), isolated(after)
+    before, after = isolated(before), isolated(after, *_running_means(after))
     found = consumers(before, after, cut.kept)
+    members = levels(after.module.graph, {each.node: each for each in found if not each.why})
+    networks = (
+        Stepwise(before.module, batches, [[each.twin_total for each in level] for level in members]),
+        Stepwise(after.module, batches, [[node for each in level for node in (each.node, each.total)] for level in members]),
+    )
     done = {each: RepairedLayer(each.layer, why=each.why) for each in found}
-    for level in levels(after.module.graph, {each.node: each for each in found if not each.why}):
-        done.update(_solve_level(level, (before, after), batches, damping))
+    for number, level in enumerate(members):
+        done.update(_solve_level(number, level, networks, POSITIONS * len(batches[0][0]), damping))
     return tuple(done[each] for each in found)
 
 
-class _Sums:
-    """The normal equations of one layer, added up batch by batch in double precision: by group."""
-
-    def __init__(self) -> None:
-        self.gram: Tensor | None = None
-        self.cross: Tensor | None = None
-        self.error: Tensor | None = None
-        self.count = 0
-
-    def add(self, rows: Tensor, missing: Tensor, with_bias: bool) -> None:
-        """Equations: rows (groups, n, inputs) times the change should be what is missing (n, outputs)."""
-        groups = rows.shape[0]
-        if with_bias:
-            rows = torch.cat([rows, rows.new_ones(groups, rows.shape[1], 1)], dim=2)
-        wanted = missing.unflatten(1, (groups, -1)).transpose(0, 1)
-        for part, want in zip(rows.split(CHUNK, dim=1), wanted.split(CHUNK, dim=1), strict=True):
-            part, want = _double(part), _double(want)
-            sums = (part.mT @ part, part.mT @ want, (want**2).sum(dim=1))
-            if self.gram is None or self.cross is None or self.error is None:
-                self.gram, self.cross, self.error = sums
-            else:
-                self.gram += sums[0]
-                self.cross += sums[1]
-                self.error += sums[2]
-        self.count += rows.shape[1]
-
-    def error_after(self, change: Tensor) -> Tensor:
-        """The summed squared error of every output (groups, outputs) after a change of the weights (groups, inputs, outputs)."""
-        assert self.gram is not None
-        assert self.cross is not None
-        assert self.error is not None
-        return self.error - 2 * (change * self.cross).sum(dim=1) + (change * (self.gram @ change)).sum(dim=1)
-
-
-def _double(values: Tensor) -> Tensor:
-    return values.cpu().double() if values.device.type == "mps" else values.double()  # Apple's GPUs have no double precision
+def _running_means(captured: Captured) -> list[Tensor]:
+    norms = [node for node in captured.module.graph.nodes if packet(node) is torch.ops.aten.batch_norm]
+    means = [arguments(node)["running_mean"] for node in norms]
+    return [attribute(mean) for mean in means if isinstance(mean, fx.Node) and mean.op == "get_attr"]
 
 
 def _solve_level(
-    level: Sequence[Consumer], networks: tuple[Captured, Captured], batches: Batches, damping: float
+    level: int, members: Sequence[Consumer], networks: tuple[Stepwise, Stepwise], wanted: int, damping: float | None
 ) -> dict[Consumer, RepairedLayer]:
-    """Repair layers that don't depend on each other."""
-    wanted = POSITIONS * len(batches[0][0])
+    """Repair layers that don't depend on each other; `wanted` output positions of every batch become equations."""
 
-    def target(each: Consumer, outputs: Tensor) -> Tensor:
-        places = each.equations.places(outputs, wanted)
-        return each.equations.outputs(outputs, places)[:, torch.tensor(each.outputs, device=outputs.device)]
+    def kept(each: Consumer, outputs: Tensor) -> Tensor:
+        return chosen(each, outputs)[:, torch.tensor(each.outputs, device=outputs.device)]
 
-    def present(each: Consumer, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        places = each.equations.places(outputs, wanted)
-        return each.equations.rows(inputs, places), each.equations.outputs(outputs, places)
+    def chosen(each: Consumer, outputs: Tensor) -> Tensor:
+        return each.equations.outputs(outputs, each.equations.places(outputs, wanted))
 
-    old = Prefix(networks[0].module, {each.twin: lambda _, y, each=each: target(each, y) for each in level})
-    new = Prefix(networks[1].module, {each.node: lambda x, y, each=each: present(each, x, y) for each in level})
-    sums = {each: _Sums() for each in level}
-    for batch in batches:
-        targets, seen = old.look(batch), new.look(batch)
+    def read(each: Consumer, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        return each.equations.rows(inputs, each.equations.places(outputs, wanted)), chosen(each, outputs)
+
+    old: dict[fx.Node, View] = {each.twin_total: lambda _, y, each=each: kept(each, y) for each in members}
+    new: dict[fx.Node, View] = {each.node: lambda x, y, each=each: read(each, x, y) for each in members}
+    new.update({each.total: lambda _, y, each=each: ((), chosen(each, y)) for each in members if each.total is not each.node})
+    sums = {each: HalvedSums(each.scale()) for each in members}
+    for targets, seen in zip(networks[0].look(level, old), networks[1].look(level, new), strict=True):
         for each, equations in sums.items():
-            rows, outputs = seen[each.node]
-            equations.add(rows, targets[each.twin] - outputs, each.bias is not None)
+            equations.add(seen[each.node][0], targets[each.twin_total] - seen[each.total][1], each.shift is not None)
     return {each: _solve(each, equations, damping) for each, equations in sums.items()}
 
 
-def _solve(found: Consumer, sums: _Sums, damping: float) -> RepairedLayer:
+def _solve(found: Consumer, equations: HalvedSums, damping: float | None) -> RepairedLayer:
     """Set the weights of a layer from its equations; of every output the better of old and new."""
-    assert sums.gram is not None
-    assert sums.cross is not None
-    assert sums.error is not None
-    if not bool(torch.isfinite(sums.gram).all() and torch.isfinite(sums.error).all()):
+    if not all(bool(torch.isfinite(half.gram).all() and torch.isfinite(half.error).all()) for half in equations.halves):
         raise ModelError(f"{found.layer}: reads or gives values that aren't finite, so it can't be repaired. Check the inputs and weights.")
     weight: Tensor = attribute(found.weight)
-    bias: Tensor | None = None if found.bias is None else attribute(found.bias)
-    change = ridge(sums.gram, sums.cross, damping)
-    before = _matrix(found.equations, weight, bias).to(change)
+    shift: Tensor | None = None if found.shift is None else attribute(found.shift)
+    sign = 1 if found.shift is found.bias else -1  # a running mean is taken away
+    change, sums = equations.solve(damping)
+    before = _matrix(found.equations, weight, None if shift is None else sign * shift).to(change)
     after = (before + change).to(weight.dtype).to(change)  # what the weights can hold
-    better = (sums.error_after(after - before) < sums.error)[:, None]
+    better = (sums.error_of(after - before) < sums.error)[:, None]
     after = torch.where(better, after, before)
     with torch.no_grad():
-        if bias is not None:
-            bias.copy_(after[:, -1].reshape(-1))
+        if shift is not None:
+            shift.copy_(sign * after[:, -1].reshape(-1))
             weight.copy_(found.equations.weight(after[:, :-1], tuple(weight.shape)))
         else:
             weight.copy_(found.equations.weight(after, tuple(weight.shape)))
+    left = sums.error_of(after - before).clamp(min=0).minimum(sums.error)
     entries = sums.count * sums.error.numel()
-    left = sums.error_after(after - before).clamp(min=0).minimum(sums.error)
-    return RepairedLayer(found.layer, float(sums.error.sum()) / entries, float(left.sum()) / entries)
+    means = [float(equations.weighed(errors).sum()) / entries for errors in (sums.error, left)]
+    return RepairedLayer(found.layer, means[0], means[1])
 
 
-def _matrix(equations: Equations, weight: Tensor, bias: Tensor | None) -> Tensor:
-    matrix = _double(equations.matrix(weight.detach()))
-    if bias is None:
+def _matrix(equations: Equations, weight: Tensor, shift: Tensor | None) -> Tensor:
+    matrix = double(equations.matrix(weight.detach()))
+    if shift is None:
         return matrix
-    return torch.cat([matrix, _double(bias.detach()).reshape(equations.groups, 1, -1)], dim=1)
+    return torch.cat([matrix, double(shift.detach()).reshape(equations.groups, 1, -1)], dim=1)

@@ -12,6 +12,7 @@ from torch import nn
 
 from pared.graph.analysis import Analysis, analyse
 from pared.graph.capture import capture
+from pared.graph.counts import count
 from pared.graph.cutting import Cut
 from pared.prune.allocation import class_keys
 from pared.prune.chooser import Chooser
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 TEMPERATURE, TEACHER_WEIGHT = 4.0, 0.9
 """Of tuning by the original: the defaults of `distill.Teach`."""
 
+UNITS: dict[str, Any] = {"neurons": "neuron", "macs": "macs", "latency": "macs", "parameters": "parameters", "bytes": "parameters"}
+"""What a ranking over classes divides scores by, for each kind of target."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -36,22 +40,28 @@ def prune_in_rounds(settings: Neurons, model: nn.Module, task: Task) -> nn.Modul
     """Carry `settings` out on a copy of `model`.
 
     With a guard, the network before the first round that loses too much is returned. For a target of latency, a copy of the input is
-    returned if the result isn't faster. Events: `{"event": "cut", "round", "of", "target", "reached"}` where there is a target, and
-    `{"event": "guard", "round", "rounds", "metric", "value", "lost", "allowed"}` where the guard ends the loop.
+    returned if the result isn't faster.
+
+    Events: `{"event": "cut", "round", "rounds", "of", "macs", "original_macs"}` after every cut, with "target" and "reached" (shares of
+    the original) where it had a target. With a guard, at the end of every round,
+    `{"event": "guard", "round", "rounds", "metric", "value", "lost", "allowed", "holds"}`; the loop ends where it doesn't hold.
     """
     whole = copy.deepcopy(model).to(task.machine.device)
     example = task.example_inputs()
     chooser, left = _first_look(settings, whole, example, task)
     cost = cost_of(settings, whole, example, task)
-    objective = taught_by(task.teacher or whole, task, TEMPERATURE, TEACHER_WEIGHT) if settings.teacher else None
+    objective = taught_by(whole if task.teacher is None else task.teacher, task, TEMPERATURE, TEACHER_WEIGHT) if settings.teacher else None
     before = evaluate(whole, task) if settings.guard is not None else 0.0
+    macs = count(whole, example).macs
     result, own_class = whole, True
     for number in range(1, settings.rounds + 1):
         share = share_after(settings.keep, number / settings.rounds)
         trials = Trials(result, example, dataclasses.replace(chooser, keep=share), settings.leave if own_class else left)
         reached = _choose(trials, cost, share, task)
-        if cost is not None:
-            task.report({"event": "cut", "round": number, "of": settings.of, "target": share, "reached": reached.cost})
+        place = {"round": number, "rounds": settings.rounds}
+        target = {} if cost is None else {"target": share, "reached": reached.cost}
+        now = count(reached.cut.model, example).macs
+        task.report({"event": "cut", **place, "of": settings.of, "macs": now, "original_macs": macs, **target})
         if isinstance(cost, Latency) and number == settings.rounds and reached.cost >= 1:
             _log.warning("prune.neurons: no cut made the network faster (%.3g of its time), so it stays as it was.", reached.cost)
             return copy.deepcopy(model)
@@ -59,8 +69,11 @@ def prune_in_rounds(settings: Neurons, model: nn.Module, task: Task) -> nn.Modul
         if settings.guard is not None:
             value = evaluate(small, task)
             lost = before - value if task.metric.higher_is_better else value - before
-            if not lost <= settings.guard:  # so that NaN is refused too
-                _report_guard(settings, task, number, value, lost)
+            holds = lost <= settings.guard  # never for NaN
+            known = {"metric": task.metric.name, "value": value, "lost": lost, "allowed": settings.guard, "holds": holds}
+            task.report({"event": "guard", **place, **known})
+            if not holds:
+                _log_guard(settings, task, number, lost)
                 return result
         result, own_class = small, own_class and reached.cut.own_class
     return result
@@ -108,6 +121,7 @@ def _first_look(settings: Neurons, model: nn.Module, example: tuple[Any, ...], t
         floor=settings.floor,
         cap=settings.cap,
         only=settings.only,
+        per=UNITS[settings.of],
         norms=settings.norms,
         round_to=round_to,
         task=task,
@@ -160,14 +174,8 @@ def _mended(settings: Neurons, cut: Cut, original: nn.Module, task: Task, object
     return cut.model
 
 
-def _report_guard(settings: Neurons, task: Task, number: int, value: float, lost: float) -> None:
+def _log_guard(settings: Neurons, task: Task, number: int, lost: float) -> None:
     _log.warning(
         "prune.neurons: round %d of %d loses %.3g of the %s, guard allows %.3g; the network before it is returned.",
         number, settings.rounds, lost, task.metric.name, settings.guard,
-    )  # fmt: skip
-    task.report(
-        {
-            "event": "guard", "round": number, "rounds": settings.rounds, "metric": task.metric.name, "value": value, "lost": lost,
-            "allowed": settings.guard,
-        }
     )  # fmt: skip

@@ -30,8 +30,9 @@ class Neurons:
             For latency, how many neurons a class keeps follows from measured times (see `cost_table`): no cut is made that doesn't pay,
             and a result that isn't faster than the input isn't returned.
         scope: "layer" keeps the same share of every class, "global" ranks the neurons of all classes together: the importance's own
-            `normalize` brings scores to one scale, and where it has none they are divided by the mean of their class. A score isn't
-            divided by what its neuron costs.
+            `normalize` brings scores to one scale, and where it has none they are divided by the mean of their class. For a target
+            that isn't neurons, scores are divided by what a neuron costs (multiply-adds for "macs" and "latency", parameters for
+            "parameters" and "bytes"), so that the most importance is kept for it.
         floor: the least share that a class keeps. A sixteenth by default, one channel of a block of 16: a layer through which nothing
             gets is worse than all others being whole, and a ranking over classes would empty some.
         cap: the most that a class keeps; below 1 it keeps a ranking from sparing a layer altogether.

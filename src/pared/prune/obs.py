@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from pared.core.errors import ModelError
 from pared.prune.layer_inputs import execution_order, layer_gram
 from pared.prune.masks import Layer, alive, set_mask, set_weight
-from pared.prune.observe import unlabelled
 from pared.prune.patterns import NofM, Pattern, from_matrix, pattern_of, to_matrix
 from pared.prune.selection import highest
 from pared.training import Task
+from pared.training.samples import first_inputs
 
 Pick = Callable[[Tensor], Tensor]
 """From scores of shape (rows, columns) to a boolean tensor that marks what stays, always equally many."""
@@ -139,12 +140,20 @@ def prune_layers(
         pattern: of the masks.
         samples: how many inputs to calibrate on.
         damping: see `obs_prune`.
+
+    Raises:
+        ModelError: if a layer reads values that aren't finite.
     """
-    batches = unlabelled(task, samples, "they repair the weights (prune.weights)")
+    batches = first_inputs(task, samples, "they repair the weights (prune.weights)")
     order = execution_order(model, layers, batches[0])
     for path in order:
         layer = layers[path]
-        weight, mask = _pruned(layer, masks[path], layer_gram(model, path, layer, batches, pattern), pattern, damping)
+        gram = layer_gram(model, path, layer, batches, pattern)
+        if not bool(torch.isfinite(gram).all()):
+            raise ModelError(
+                f"prune.weights: {path} reads values that aren't finite, so it can't be repaired. Check the inputs and weights."
+            )
+        weight, mask = _pruned(layer, masks[path], gram, pattern, damping)
         set_weight(layer, weight)
         set_mask(model, layer, mask)
     for path in layers.keys() - set(order):

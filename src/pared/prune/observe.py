@@ -1,47 +1,24 @@
-"""Run a captured graph on unlabelled inputs up to some operators, and look at what these read and give."""
+"""Run a captured graph up to some operators, and look at what these read and give."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from pared.core.errors import DataError, ModelError
 from pared.graph.capture import Captured
-from pared.training import Task
-from pared.training.check import split_batch
+from pared.training.samples import Inputs as Batches
+from pared.training.samples import first_inputs as unlabelled
 
-Batches = list[tuple[Tensor, ...]]
-View = Callable[[Tensor, Tensor], Any]
+__all__ = ["Batches", "Watch", "arguments", "fitting", "isolated", "levels", "operator_name", "unlabelled"]
+
+See = Callable[[fx.Node, tuple[Any, ...], Any], None]
 Key = TypeVar("Key", bound=Hashable)
-
-
-def unlabelled(task: Task, samples: int, purpose: str) -> Batches:
-    """The inputs of the first `samples` training samples, prepared and not augmented; a shuffled split gives the same ones each time.
-
-    Raises:
-        DataError: if the split is empty; `purpose` says what the samples were for.
-    """
-    batches: Batches = []
-    found = 0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for batch in task.train:
-            inputs = split_batch(batch, "train")[0]
-            parts = inputs if isinstance(inputs, tuple) else (inputs,)
-            parts = tuple(part[: samples - found] for part in parts)
-            if len(parts[0]):
-                batches.append(task.prepare(parts))
-                found += len(parts[0])
-            if found >= samples:
-                break
-    if not batches:
-        raise DataError(f"the train split has no samples: {purpose}.")
-    return batches
 
 
 def fitting(captured: Captured, batches: Batches) -> Batches:
@@ -64,6 +41,11 @@ def isolated(captured: Captured, *shared: Tensor) -> Captured:
     """The graph over the same parameters and `shared` buffers, with copies of all others: a forward may write to buffers of its own."""
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*captured.module.parameters(), *shared)}
     return replace(captured, module=copy.deepcopy(captured.module, memo))
+
+
+def operator_name(node: fx.Node) -> str:
+    """The name of the ATen operator that a node calls, such as "conv2d"; "" for other nodes."""
+    return getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
@@ -96,47 +78,64 @@ def levels(graph: fx.Graph, members: Mapping[fx.Node, Key]) -> list[list[Key]]:
     return [[key for key, place in level.items() if place == number] for number in sorted(set(level.values()))]
 
 
-class Prefix(fx.Interpreter):
-    """The part of a captured graph that ends with the last of some operators.
+class Watch(fx.Interpreter):
+    """The part of a captured graph that ends with the last of some nodes, and a look at each of them.
+
+    Buffers are copied when they are first read, since a forward may write to its own.
 
     Args:
         module: from `capture`, or a copy of it.
-        views: for each operator, what to keep of the (first) tensor that it reads and the one that it gives.
+        nodes: of its graph.
+        see: called with a node, its arguments and its value as soon as that is computed: what it read or gave may be overwritten later.
+
+    >>> module = fx.symbolic_trace(nn.Sequential(nn.ReLU(), nn.Tanh()))
+    >>> node = list(module.graph.nodes)[1]
+    >>> Watch(module, [node], lambda node, arguments, value: print(node, arguments, value)).look((torch.tensor([-1.0, 2.0]),))
+    _0 (tensor([-1.,  2.]),) tensor([0., 2.])
     """
 
-    def __init__(self, module: fx.GraphModule, views: Mapping[fx.Node, View]) -> None:
+    def __init__(self, module: fx.GraphModule, nodes: Iterable[fx.Node], see: See) -> None:
         graph = fx.Graph()
         twins: dict[fx.Node, fx.Node] = {}
-        left = set(views)
+        left, watched = set(nodes), set[fx.Node]()
         for node in module.graph.nodes:
-            twins[node] = graph.node_copy(node, twins.__getitem__)
-            left.discard(node)
             if not left:
                 break
+            twins[node] = graph.node_copy(node, twins.__getitem__)
+            if node in left:
+                left.discard(node)
+                watched.add(node)
         graph.output(None)
         super().__init__(module, graph=graph)
-        self._views = {twins[node]: (node, view) for node, view in views.items()}
-        self._seen: dict[fx.Node, Any] = {}
+        self._watched = {twins[node]: node for node in watched}
+        self._see = see
+        self._buffers: dict[int, Tensor] = {}
 
-    def look(self, inputs: tuple[Tensor, ...]) -> dict[fx.Node, Any]:
-        """Run on one batch; gives what each view kept.
+    def look(self, inputs: tuple[Tensor, ...]) -> None:
+        """Run on one batch.
 
         Raises:
             ModelError: if the graph can't take this batch.
         """
-        self._seen = {}
         try:
             with torch.no_grad():
                 self.run(*(part.clone() for part in inputs))  # operators in place may write to an input
         except RuntimeError as error:
             shapes = ", ".join(str(tuple(part.shape)) for part in inputs)
             raise ModelError(f"the model fails on inputs of shape {shapes}: {str(error).strip().splitlines()[0]}") from error
-        return self._seen
+
+    def fetch_attr(self, target: str) -> Any:
+        """A parameter or module as it is, any other tensor as a copy that stays."""
+        value = super().fetch_attr(target)
+        if isinstance(value, nn.Parameter) or not isinstance(value, Tensor):
+            return value
+        return self._buffers.setdefault(id(value), value.clone())
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one node, and show it to its view at once: what it read or gave may be overwritten later."""
+        """Compute a node, and show it."""
+        if n not in self._watched:
+            return super().run_node(n)
+        arguments = self.fetch_args_kwargs_from_env(n)[0]
         value = super().run_node(n)
-        if n in self._views:
-            node, view = self._views[n]
-            self._seen[node] = view(self.env[n.all_input_nodes[0]], value)
+        self._see(self._watched[n], arguments, value)
         return value

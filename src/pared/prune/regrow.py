@@ -17,12 +17,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from pared.core.problems import Problems
 from pared.core.rules import Mask
 from pared.prune.importance import Magnitude, Random
-from pared.prune.importance.samples import sum_over_processes
 from pared.prune.masks import Layer, alive, prunable, readers, set_mask, stored
 from pared.prune.selection import check_scores, highest, share_of
 from pared.prune.training_masks import Clock, tune_with
 from pared.prune.weights import weight_scores
-from pared.training import Task, Train
+from pared.training import Task, Train, sum_over_processes
 
 Densities = Literal["erdos-renyi", "uniform"]
 

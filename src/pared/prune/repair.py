@@ -12,7 +12,8 @@ from pared.core.problems import Problems
 from pared.graph.analysis_pass import attribute
 from pared.graph.capture import capture
 from pared.graph.fold import packet
-from pared.prune.observe import Prefix, arguments, fitting, isolated, levels, unlabelled
+from pared.prune.observe import arguments, fitting, isolated, levels, unlabelled
+from pared.prune.stepwise import Stepwise
 from pared.training import Task
 
 
@@ -92,12 +93,12 @@ def recalibrate(model: nn.Module, task: Task, samples: int = 1024) -> None:
     ]
     module = isolated(captured, *held).module
     norms = {node: str(arguments(node)["running_mean"].target) for node in module.graph.nodes if _has_statistics(node)}
-    for level in levels(module.graph, norms):
-        here = [node for node, name in norms.items() if name in level]
-        prefix = Prefix(module, dict.fromkeys(here, lambda given, _: Moments.of(given)))
+    ordered = [[node for node, name in norms.items() if name in level] for level in levels(module.graph, norms)]
+    network = Stepwise(module, batches, ordered)
+    for number, here in enumerate(ordered):
         found: dict[str, Moments] = {}
-        for batch in batches:
-            for node, moments in prefix.look(batch).items():
+        for seen in network.look(number, dict.fromkeys(here, lambda given, _: Moments.of(given))):
+            for node, moments in seen.items():
                 before = found.get(norms[node])
                 found[norms[node]] = moments if before is None else before.joined(moments)
         for node in here:

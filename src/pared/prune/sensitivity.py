@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from pared.core.errors import WeightsError
 from pared.core.problems import Problems
 from pared.graph.analysis import Analysis, analyse
 from pared.graph.capture import capture
@@ -18,6 +17,7 @@ from pared.graph.classes import CutClass, kept_count
 from pared.graph.counts import count
 from pared.graph.cutting import cut_model
 from pared.prune.importance import Importance, Magnitude
+from pared.prune.importance.protocol import scores_of
 from pared.training import Task, evaluate
 
 
@@ -173,11 +173,7 @@ class _Scorer:
     def __call__(self, analysis: Analysis) -> Any:
         key = analysis.root.tobytes()
         if key not in self.known:
-            self.known[key] = self.importance(analysis, self.task)
-            if np.isnan(self.known[key]).any():
-                raise WeightsError(
-                    f"{type(self.importance).__name__} gives NaN, so neurons can't be ranked. Check the weights and the data."
-                )
+            self.known[key] = scores_of(self.importance, analysis, self.task)
         return self.known[key]
 
 

@@ -20,6 +20,7 @@ from pared.graph.cutting import Cut
 from pared.prune.allocation import Scores
 from pared.prune.chooser import Chooser
 from pared.prune.importance import Importance
+from pared.prune.importance.protocol import scores_of
 from pared.runtime import export
 from pared.training import Task
 
@@ -105,7 +106,7 @@ class _Remembered:
     def __call__(self, analysis: Analysis, task: Task | None) -> Scores:
         key = analysis.root.tobytes() + analysis.frozen.tobytes()
         if key not in self._scores:
-            self._scores[key] = self.importance(analysis, task)
+            self._scores[key] = scores_of(self.importance, analysis, task)
         return self._scores[key]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pared.training import Task, Train
+from pared.training import Task, Train, rank_and_world
 from pared.training.fit import default_objective
 
 _BUFFER = "batches_seen"
@@ -70,10 +70,4 @@ def _batches(task: Task) -> int:
         count = len(task.train)  # type: ignore[arg-type]
     except TypeError:
         count = sum(1 for _ in task.train)
-    return max(1, count // _processes())
-
-
-def _processes() -> int:
-    """How many processes train together."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if distributed else 1
+    return max(1, count // rank_and_world()[1])

@@ -120,8 +120,9 @@ class Weights:
     def _prune(self, model: nn.Module, task: Task, layers: Mapping[str, Layer], share: float) -> None:
         pattern = parse_pattern(self.pattern)
         pattern = pattern.on_the_way(share) if isinstance(pattern, NofM) else pattern
+        scores = weight_scores(self.importance, model, task, layers)  # first: an importance with data moves the model to its device
         living = {path: alive(layer) for path, layer in layers.items()}
-        masks = choose_weights(layers, weight_scores(self.importance, model, task, layers), living, share, self.scope, pattern)
+        masks = choose_weights(layers, scores, living, share, self.scope, pattern)
         if self.repair == "obs":
             prune_layers(model, task, layers, masks, pattern, self.samples, self.damping)
             return

@@ -4,49 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from pared.core.errors import DataError, ModelError
+from pared.core.errors import ModelError
 from pared.quantize.affine import Range, RangeMethod, affine_range
-from pared.training.check import split_batch
-
-if TYPE_CHECKING:
-    from pared.training import Task
-
-Batches = list[tuple[Tensor, ...]]
+from pared.training.samples import Inputs
 
 BINS = 2048
 
 
-def calibration_batches(task: Task, samples: int) -> Batches:
-    """The first `samples` samples of the training split, prepared but not augmented; a shuffled split is shuffled the same way each time.
-
-    Raises:
-        DataError: if the split is empty.
-    """
-    batches: Batches = []
-    found = 0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for batch in task.train:
-            inputs = split_batch(batch, "train")[0]
-            parts = inputs if isinstance(inputs, tuple) else (inputs,)
-            parts = tuple(part[: samples - found] for part in parts)
-            if len(parts[0]) == 0:
-                continue
-            batches.append(task.prepare(parts))
-            found += len(parts[0])
-            if found >= samples:
-                break
-    if not batches:
-        raise DataError("the train split has no samples to calibrate with: int8 ranges are measured on training data.")
-    return batches
-
-
-def calibrate(module: fx.GraphModule, nodes: Collection[fx.Node], batches: Batches, method: RangeMethod) -> dict[fx.Node, Range]:
+def calibrate(module: fx.GraphModule, nodes: Collection[fx.Node], batches: Inputs, method: RangeMethod) -> dict[fx.Node, Range]:
     """The range of values at each of `nodes` over all batches.
 
     Raises:

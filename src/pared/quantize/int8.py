@@ -16,11 +16,12 @@ from pared.core.rules import bake
 from pared.graph import Staged, capture
 from pared.graph.capture import as_inputs
 from pared.quantize.affine import RangeMethod
-from pared.quantize.calibration import Batches, calibrate, calibration_batches
+from pared.quantize.calibration import calibrate
 from pared.quantize.placement import place_quantizers
 from pared.quantize.preparation import prepare
 from pared.quantize.rewriting import rewrite
 from pared.training.check import check_weights
+from pared.training.samples import Inputs, first_inputs
 
 if TYPE_CHECKING:
     from pared.training import Task
@@ -82,13 +83,13 @@ class Int8:
         modules = dict(model.named_modules())
         if unknown := [name for name in self.skip if name not in modules]:
             raise SettingsError([f"quantize.int8: skip must name modules of {type(model).__name__}. Got {name!r}." for name in unknown])
-        batches = calibration_batches(task, self.calibration)
+        batches = first_inputs(task, self.calibration, "int8 ranges are measured on them")
         network = bake(copy.deepcopy(model)).to(task.machine.device).eval()
         if isinstance(network, Staged):
             return self._staged(network, batches)
         return self._quantize(network, batches, self.skip)
 
-    def _quantize(self, network: nn.Module, batches: Batches, skip: Collection[str]) -> nn.Module:
+    def _quantize(self, network: nn.Module, batches: Inputs, skip: Collection[str]) -> nn.Module:
         if "" in skip:
             return network
         example = tuple(tensor[:2] for tensor in batches[0])
@@ -97,7 +98,7 @@ class Int8:
         ranges = calibrate(graph, set(placement.quantized.values()), batches, self.method)
         return rewrite(graph, placement, ranges, 7 if self.reduce_range else 8)
 
-    def _staged(self, network: Any, batches: Batches) -> nn.Module:
+    def _staged(self, network: Any, batches: Inputs) -> nn.Module:
         """Quantize stages and heads one by one, each calibrated with what really reaches it."""
         for index in range(len(network.stages)):
             stage = self._quantize(network.stages[index], batches, _inside(self.skip, f"stages.{index}"))

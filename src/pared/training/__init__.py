@@ -12,4 +12,8 @@ from pared.training.machine import Machine as Machine
 from pared.training.metric import Accuracy as Accuracy
 from pared.training.metric import Metric as Metric
 from pared.training.plan import Train as Train
+from pared.training.processes import rank_and_world as rank_and_world
+from pared.training.processes import sum_over_processes as sum_over_processes
+from pared.training.samples import first_inputs as first_inputs
+from pared.training.samples import first_samples as first_samples
 from pared.training.task import Task as Task

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ def check_labels(outputs: Any, targets: Any, split: str) -> None:
         )
 
 
-def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+def run(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
     """Call the model; what torch says about shapes becomes a sentence that names the shapes.
 
     Raises:

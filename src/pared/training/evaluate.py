@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from pared.core.errors import DataError
+from pared.graph.capture import training_mode
 from pared.training.check import check_labels, run, split_batch
+from pared.training.processes import rank_and_world, sum_over_processes
 
 if TYPE_CHECKING:
     from pared.training.task import Task
@@ -30,13 +32,8 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     >>> layer.training
     True
     """
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            yield model.eval()
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with training_mode(model, False), torch.no_grad():
+        yield model
 
 
 def evaluate(model: nn.Module, task: Task, split: Split = "valid") -> float:
@@ -60,7 +57,7 @@ def evaluate(model: nn.Module, task: Task, split: Split = "valid") -> float:
     1.0
     """
     model.to(task.machine.device)
-    rank, world = _place()
+    rank, world = rank_and_world()
     total, count = 0.0, 0
     with evaluating(model):
         for batch in itertools.islice(getattr(task, split), rank, None, world):
@@ -70,19 +67,9 @@ def evaluate(model: nn.Module, task: Task, split: Split = "valid") -> float:
             if task.classifies:
                 check_labels(outputs, targets, split)
             values = task.metric(outputs, targets)
-            total += values.sum(dtype=torch.float64).item()
+            total += values.cpu().sum(dtype=torch.float64).item()  # not every device has double precision
             count += values.numel()
-    if world > 1:
-        sums = torch.tensor([total, count], dtype=torch.float64, device=task.machine.device)
-        torch.distributed.all_reduce(sums)
-        total, count = sums[0].item(), int(sums[1].item())
+    total, count = sum_over_processes(torch.tensor([total, count], dtype=torch.float64), task.machine.device).tolist()
     if count == 0:
         raise DataError(f"the {split} split has no samples.")
     return total / count
-
-
-def _place() -> tuple[int, int]:
-    """This process's number, and how many there are."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

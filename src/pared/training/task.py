@@ -103,7 +103,8 @@ class Task:
         if isinstance(value, Tensor):
             return value.to(self.machine.device, non_blocking=True)
         if isinstance(value, tuple | list):
-            return type(value)(self.to_device(part) for part in value)
+            parts = [self.to_device(part) for part in value]
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)  # named tuples take their fields one by one
         if isinstance(value, dict):
             return {key: self.to_device(part) for key, part in value.items()}
         return value

@@ -10,6 +10,7 @@ import torch
 
 from pared.graph.labels import Labels, groups_in
 from pared.graph.passes import Pass
+from pared.graph.regions import MARKS
 from pared.graph.rules import norms, products, recurrent, shapes
 
 Rule = Callable[..., Any]
@@ -80,8 +81,8 @@ _NAMES: dict[Rule, str] = {
     norms.pool: """max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
         adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d
         upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_linear1d upsample_bicubic2d
-        upsample_trilinear3d _upsample_nearest_exact2d _upsample_bilinear2d_aa reflection_pad1d reflection_pad2d reflection_pad3d
-        replication_pad1d replication_pad2d replication_pad3d""",
+        upsample_trilinear3d _upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_lanczos2d_aa
+        reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d""",
     norms.prelu: "prelu",
     norms.elementwise: """add sub mul div rsub true_divide floor_divide remainder fmod pow maximum minimum where masked_fill lerp addcmul
         addcdiv atan2 logical_and logical_or logical_xor logical_not eq ne lt le gt ge bitwise_and bitwise_or bitwise_not bitwise_xor
@@ -93,7 +94,7 @@ _NAMES: dict[Rule, str] = {
 
 
 def _table() -> dict[Any, Rule]:
-    table: dict[Any, Rule] = {operator.getitem: shapes.getitem}
+    table: dict[Any, Rule] = {operator.getitem: shapes.getitem, **dict.fromkeys(MARKS, shapes.size)}
     for rule, names in _NAMES.items():
         for name in names.split():
             for form in (name, f"{name}_"):

@@ -16,6 +16,7 @@ from pared.core.errors import ModelError
 from pared.core.seeds import seed_everything
 
 LIST = Path(__file__).with_name("models.json")
+BACKBONE = ".backbone"  # of a detection model: what comes after it calls operators that are no part of ATen
 SIDES = (64, 96, 128, 160, 192)  # tried before the size that a model was made for
 
 
@@ -32,7 +33,10 @@ class Subject:
 
 
 def names() -> tuple[str, ...]:
-    """All models, as "torchvision:NAME" or "timm:NAME", small ones first, so that a run that is stopped has seen many."""
+    """All models, small ones first, so that a run that is stopped has seen many.
+
+    They are called "torchvision:NAME" or "timm:NAME", and "torchvision:NAME.backbone" where only the backbone is taken.
+    """
     listed: dict[str, int] = json.loads(LIST.read_text(encoding="utf-8"))
     return tuple(sorted(listed, key=lambda name: (listed[name], name)))
 
@@ -100,6 +104,8 @@ def build(name: str, seed: int) -> Subject:
 
 def _torchvision(name: str) -> nn.Module:
     models = load_library("torchvision").models
+    if name.endswith(BACKBONE):
+        return models.get_model(name.removesuffix(BACKBONE), weights=None, weights_backbone=None).backbone
     if name in models.list_models(module=models.segmentation):
         return models.get_model(name, weights=None, weights_backbone=None)
     if name in ("googlenet", "inception_v3"):
@@ -128,12 +134,13 @@ def _timm_inputs(model: nn.Module) -> Iterator[tuple[Any, ...]]:
 
 
 def listed() -> dict[str, int]:
-    """What models.json holds, name and parameters: torchvision's models but quantized and detection, the smallest of every timm module."""
+    """What models.json holds, name and parameters: torchvision's models but quantized ones, the smallest of every timm module."""
     models = load_library("torchvision").models
     found = {}
-    for kind in (models, models.segmentation, models.optical_flow, models.video):
+    for kind in (models, models.segmentation, models.optical_flow, models.video, models.detection):
         for name in models.list_models(module=kind):
-            found[f"torchvision:{name}"] = _size(_torchvision(name))
+            own = f"{name}{BACKBONE}" if kind is models.detection else name
+            found[f"torchvision:{own}"] = _size(_torchvision(own))
     registry = load_library("timm.models._registry")
     smallest: dict[str, tuple[int, str]] = {}
     for name in load_library("timm").list_models():

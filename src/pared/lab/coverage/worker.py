@@ -1,4 +1,4 @@
-"""One network, one tool, in a process of its own: python -m pared.lab.coverage.worker TOOL NAME SEED KEEP SECONDS FILE.
+"""One network, one tool, in a process of its own.
 
 What is known so far is written to FILE after every stage, so that a crash or a limit leaves what came before it.
 """
@@ -223,26 +223,21 @@ def _plain(text: str) -> str:
     return re.sub(r"0x[0-9a-f]+", "0x", re.sub(r"(?<![\w.])/(?:[^\s/:\"']+/)+", "", line))[:240]
 
 
-def main(tool: str, name: str, seed: str, keep: str, seconds: str, file: str) -> int:
-    """Do the work of one process; 1 if it failed."""
+def work(tool: str, name: str, seed: int, keep: float, seconds: int, file: Path) -> None:
+    """All of a process: ends it with status 0, or 1 if something failed; the limits of time and memory are the process's own."""
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     torch.set_num_threads(1)
-    record = Record(Path(file))
+    record = Record(file)
     try:
-        subject = build(name, int(seed))
-        make_distinct(subject.model, int(seed))
+        subject = build(name, seed)
+        make_distinct(subject.model, seed)
         settle_batch_norms(subject.model, subject.inputs)
-        seed_everything(int(seed))
+        seed_everything(seed)
         shapes = [list(x.shape) for x in subject.inputs if isinstance(x, Tensor)]
         record.content |= {"inputs": shapes, "params_before": parameters(subject.model), "macs_before": macs(subject.model, subject.inputs)}
-        (pared if tool == "pared" else torch_pruning)(subject, float(keep), record)
+        (pared if tool == "pared" else torch_pruning)(subject, keep, record)
     except Exception as error:
         record.failed(error)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+        sys.exit(1)

@@ -13,9 +13,10 @@ from torch import Tensor, fx
 from pared.graph.analysis import Analysis
 from pared.graph.labels import Labels
 from pared.prune.importance.magnitude import Magnitude
-from pared.prune.importance.observe import Sums, observe, operator_name, with_magnitude
 from pared.prune.importance.protocol import Normalize, Scores, check_samples
 from pared.prune.importance.samples import training_samples
+from pared.prune.importance.sums import Sums, observe, with_magnitude
+from pared.prune.observe import operator_name
 from pared.training import Task
 
 _RECTIFIERS = {"relu", "relu_", "relu6", "relu6_", "threshold", "threshold_"}

@@ -11,8 +11,9 @@ from pared.core.problems import Problems
 from pared.graph.analysis import Analysis
 from pared.graph.analysis_pass import attribute
 from pared.graph.labels import Labels
-from pared.prune.importance.observe import operator_name, with_magnitude
 from pared.prune.importance.protocol import Normalize, Scores, check_choice
+from pared.prune.importance.sums import with_magnitude
+from pared.prune.observe import operator_name
 from pared.training import Task
 
 

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pared.core.errors import ModelError
-from pared.graph.capture import training_mode
-from pared.prune.importance.gradients import checked, loss_gradients, per_sample_gradients, unique_parameters, with_all_names
+from pared.prune.importance.gradients import answers, loss_gradients, per_sample_gradients, unique_parameters, with_all_names
 from pared.prune.importance.protocol import Normalize, Score, WeightImportance, check_choice, check_samples, removal_or_guard
-from pared.prune.importance.samples import Batch, Mean, training_samples
+from pared.prune.importance.samples import Mean, training_samples
 from pared.training import Task
-from pared.training.check import run
+from pared.training.samples import Batch
 
 Labels = Literal["data", "model"]
 
@@ -40,8 +39,7 @@ def fisher_diagonal(model: nn.Module, task: Task | None, samples: int, labels: L
         gradients = loss_gradients(model, task, samples, where)
     else:
         batches = training_samples(task, samples, model, where)
-        assert task is not None  # training_samples refused that
-        drawn = drawn_labels(model, checked(model, task, batches), torch.Generator().manual_seed(seed), where)
+        drawn = drawn_labels(model, batches, torch.Generator().manual_seed(seed), where)
         gradients = per_sample_gradients(model, drawn, functional.cross_entropy)
     mean = Mean(unique_parameters(model))
     for part in gradients:
@@ -52,8 +50,7 @@ def fisher_diagonal(model: nn.Module, task: Task | None, samples: int, labels: L
 def drawn_labels(model: nn.Module, batches: Iterable[Batch], generator: torch.Generator, where: str) -> Iterator[Batch]:
     """The batches with labels drawn from the softmax over the second axis of the model's outputs."""
     for inputs, _ in batches:
-        with training_mode(model, False), torch.no_grad():
-            logits = run(model, inputs)
+        logits = answers(model, inputs)
         if not isinstance(logits, Tensor) or logits.dim() < 2:
             raise ModelError(f"{where}: labels can be drawn only from outputs of shape (batch, classes). Set labels to data.")
         shares = logits.double().softmax(dim=1).movedim(1, -1).cpu()

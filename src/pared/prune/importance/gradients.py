@@ -15,9 +15,10 @@ from torch.utils import _pytree as pytree
 
 from pared.graph.capture import training_mode
 from pared.prune.importance.protocol import all_names
-from pared.prune.importance.samples import Batch, fixed_batch, repeated, slice_batch, training_samples
+from pared.prune.importance.samples import fixed_batch, repeated, training_samples
 from pared.training import Task
 from pared.training.check import check_labels, run
+from pared.training.samples import Batch, slice_batch
 
 Gradients = dict[str, Tensor]
 OutputLoss = Callable[[Any, Any], Tensor]
@@ -62,12 +63,21 @@ def loss_gradients(model: nn.Module, task: Task | None, samples: int, where: str
     return per_sample_gradients(model, checked(model, task, batches), task.loss)
 
 
+def answers(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    """The outputs in eval mode, without gradients, and without a trace in the model.
+
+    Raises:
+        ModelError: if the model can't take the inputs.
+    """
+    with training_mode(model, False), torch.no_grad():
+        return run(lambda *given: functional_call(model, own_buffers(model), given), inputs)
+
+
 def checked(model: nn.Module, task: Task, batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches, the first of which was run to see that shapes and labels fit."""
     for number, batch in enumerate(batches):
         if number == 0:
-            with training_mode(model, False), torch.no_grad():
-                outputs = run(model, batch[0])
+            outputs = answers(model, batch[0])
             if task.classifies:
                 check_labels(outputs, batch[1], "train")
         yield batch
@@ -99,7 +109,6 @@ def per_sample_gradients(model: nn.Module, batches: Iterable[Batch], loss: Outpu
         inputs, targets = pytree.tree_map(lambda leaf: repeated(leaf[None], size) if isinstance(leaf, Tensor) else leaf, sample)
         return loss(functional_call(model, {**values, **buffers}, inputs), targets)
 
-    batched = vmap(grad(of_one), in_dims=(None, 0))
     together = True
     for batch in batches:
         for start in range(0, len(batch[0][0]), samples):
@@ -107,7 +116,8 @@ def per_sample_gradients(model: nn.Module, batches: Iterable[Batch], loss: Outpu
             with differentiating(model):
                 if together:
                     try:
-                        found = batched(parameters, part)
+                        axes = pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, part)
+                        found = vmap(grad(of_one), in_dims=(None, axes))(parameters, part)
                     except Exception:  # an operator without a batching rule, a branch on a value: each sample by itself
                         together = False
                 if not together:

@@ -55,6 +55,7 @@ class MemoryAwareSynapses(WeightImportance):
         """The score of every weight."""
         where = "importance.memory_aware_synapses"
         mean = Mean(unique_parameters(model))
-        for part in per_sample_gradients(model, training_samples(task, self.samples, model, where), squared_norm):
+        batches = ((inputs, None) for inputs, _ in training_samples(task, self.samples, model, where))
+        for part in per_sample_gradients(model, batches, squared_norm):
             mean.add({name: value.abs().sum(dim=0) for name, value in part.items()}, len(next(iter(part.values()))))
         return removal_or_guard(with_all_names(model, mean.result(where)), model, self.score)

@@ -8,10 +8,10 @@ from typing import Any
 from torch import fx
 
 from pared.graph.analysis import Analysis
-from pared.prune.importance.observe import Sums, observe, with_magnitude
 from pared.prune.importance.protocol import Normalize, Scores, check_samples
 from pared.prune.importance.readers import readers
 from pared.prune.importance.samples import training_samples
+from pared.prune.importance.sums import Sums, observe, with_magnitude
 from pared.training import Task
 
 

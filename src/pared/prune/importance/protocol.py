@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
@@ -28,6 +29,18 @@ class Importance(Protocol):
     def __call__(self, analysis: Analysis, task: Task | None) -> Scores:
         """Score all roots of `analysis`."""
         ...
+
+
+def scores_of(importance: Importance, analysis: Analysis, task: Task | None) -> Scores:
+    """The scores that an importance gives, of which none may be NaN.
+
+    Raises:
+        WeightsError: naming the importance.
+    """
+    scores = importance(analysis, task)
+    if np.isnan(scores).any():
+        raise WeightsError(f"{type(importance).__name__} gives NaN, so neurons can't be ranked. Check the weights and the data.")
+    return scores
 
 
 class WeightImportance(ABC):
@@ -76,14 +89,37 @@ def by_root(analysis: Analysis, scores: Mapping[str, Tensor], normalize: Normali
 
 
 def add_rows(analysis: Analysis, rows: Sequence[Tensor], normalize: Normalize) -> Scores:
-    """Add one score for each row of each producer of the analysis (tensors of shape (n,), in order) up by root."""
+    """Add one score for each row of each producer of the analysis (tensors of shape (n,), in order) up by root.
+
+    Rows of a weight that is read in several places are rows of several producers, and count once.
+    """
     scores = np.zeros(analysis.first.count)
-    for producer, values in zip(analysis.producers, rows, strict=True):
+    again = _repeated(analysis)
+    for place, (producer, values) in enumerate(zip(analysis.producers, rows, strict=True)):
         if not bool(torch.isfinite(values).all()):
             raise WeightsError(f"{producer.parameter}: scores of its neurons aren't finite. Train or load the model again.")
-        values = values.double().cpu()
+        if place in again:
+            continue
+        values = values.cpu().double()
         np.add.at(scores, analysis.root[producer.atoms], (divided_by_mean(values) if normalize == "layer" else values).numpy())
     return scores
+
+
+def _repeated(analysis: Analysis) -> set[int]:
+    """The places of producers that are an earlier one again: the same rows of the same parameter for the same roots."""
+    parameters = all_names(analysis.captured.module)
+    uses = Counter(id(parameters[producer.parameter]) for producer in analysis.producers)
+    known: set[tuple[int, bytes, bytes]] = set()
+    found: set[int] = set()
+    for place, producer in enumerate(analysis.producers):
+        parameter = parameters[producer.parameter]
+        if uses[id(parameter)] > 1:
+            entries = producer.view(torch.arange(parameter.numel()).reshape(parameter.shape))[:, :1]
+            key = id(parameter), entries.contiguous().numpy().tobytes(), analysis.root[producer.atoms].tobytes()
+            if key in known:
+                found.add(place)
+            known.add(key)
+    return found
 
 
 def divided_by_mean(values: Tensor) -> Tensor:
@@ -131,7 +167,7 @@ def removal_or_guard(guard: Mapping[str, Tensor], model: nn.Module, score: Score
     if score == "guard":
         return dict(guard)
     values = effective_weights(model)
-    return {name: factor * guard[name] * values[name].to(guard[name].dtype).square() for name in guard}
+    return {name: factor * guard[name] * values[name].to(guard[name]).square() for name in guard}
 
 
 def check_choice(problems: Problems, field: str, value: object, *choices: str) -> None:

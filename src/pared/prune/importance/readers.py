@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from pared.graph.analysis import Analysis
 from pared.graph.labels import Labels
-from pared.prune.importance.observe import operator_name
+from pared.prune.observe import operator_name
 
 
 @dataclass(frozen=True)

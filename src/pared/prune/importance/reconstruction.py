@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx
 
 from pared.graph.analysis import Analysis
-from pared.prune.importance.observe import observe, with_magnitude
 from pared.prune.importance.protocol import Normalize, Scores, check_samples
 from pared.prune.importance.readers import readers
-from pared.prune.importance.samples import sum_over_processes, training_samples
-from pared.training import Task
+from pared.prune.importance.samples import training_samples
+from pared.prune.importance.sums import observe, with_magnitude
+from pared.training import Task, sum_over_processes
 
 
 def energy_shares(second_moments: Tensor, weight_energy: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
-"""Training samples to score on, and sums over all processes."""
+"""Training samples to score on, and means over them."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,13 +10,13 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from pared.core.errors import DataError, WeightsError
-from pared.training import Task, split_batch
-
-Batch = tuple[tuple[Tensor, ...], Any]
+from pared.training import Task
+from pared.training.processes import sum_over_processes
+from pared.training.samples import Batch, first_samples, slice_batch
 
 
 def training_samples(task: Task | None, samples: int, model: nn.Module, where: str) -> Iterator[Batch]:
-    """The first training samples, prepared and not augmented, as batches (inputs, targets) that the model can take.
+    """The first training samples (`first_samples`) as batches that the model can take; it is moved to the task's device.
 
     Under several processes each reads its own batches, so that all together see about `samples`. A graph that was captured with a fixed
     batch gets batches of that size; what is left over at the end is passed over.
@@ -29,26 +28,8 @@ def training_samples(task: Task | None, samples: int, model: nn.Module, where: s
         raise DataError(f"{where}: needs data to score on. Give a task, or use Magnitude().")
     model.to(task.machine.device)
     fixed = fixed_batch(model)
-    batches = _first(task, samples)
+    batches = first_samples(task, samples, shared=True)
     return batches if fixed is None else (_filled(part, fixed) for batch in batches for part in _parts(batch, fixed))
-
-
-def _first(task: Task, samples: int) -> Iterator[Batch]:
-    rank, world = _process()
-    left = -(-samples // world)
-    for batch in itertools.islice(task.train, rank, None, world):
-        inputs, targets = split_batch(batch, "train")
-        taken = slice_batch((task.prepare(inputs), task.to_device(targets)), slice(0, left))
-        yield taken
-        left -= len(taken[0][0])
-        if left <= 0:
-            return
-
-
-def slice_batch(batch: Batch, part: slice) -> Batch:
-    """Some samples of a batch; targets may be any nest of tensors."""
-    inputs, targets = batch
-    return tuple(x[part] for x in inputs), pytree.tree_map(lambda leaf: leaf[part] if isinstance(leaf, Tensor) else leaf, targets)
 
 
 def fixed_batch(model: nn.Module) -> int | None:
@@ -69,28 +50,17 @@ def _parts(batch: Batch, size: int) -> Iterator[Batch]:
 
 
 def _filled(batch: Batch, size: int) -> Batch:
-    return pytree.tree_map(lambda leaf: repeated(leaf, size) if isinstance(leaf, Tensor) else leaf, batch)
+    count = len(batch[0][0])
+
+    def filled(leaf: Any) -> Any:
+        return repeated(leaf, size) if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == count else leaf
+
+    return pytree.tree_map(filled, batch)
 
 
 def repeated(x: Tensor, size: int) -> Tensor:
     """The first axis repeated until it has `size` entries."""
     return x if len(x) == size else x.repeat(-(-size // len(x)), *[1] * (x.dim() - 1))[:size]
-
-
-def sum_over_processes(values: Tensor, device: torch.device | None = None) -> Tensor:
-    """The sum of a tensor over all processes, or the tensor if there is but one."""
-    if _process()[1] == 1:
-        return values
-    moved = values.to(device or values.device).contiguous().clone()
-    torch.distributed.all_reduce(moved)
-    return moved.to(values.device)
-
-
-def _process() -> tuple[int, int]:
-    """This process's number, and how many there are."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
 
 
 class Mean:

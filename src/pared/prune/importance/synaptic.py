@@ -16,8 +16,8 @@ from pared.core.errors import DataError, ModelError
 from pared.core.problems import Problems
 from pared.prune.importance.gradients import with_all_names
 from pared.prune.importance.protocol import Normalize, Score, WeightImportance, check_choice, removal_or_guard
-from pared.prune.importance.samples import fixed_batch, sum_over_processes
-from pared.training import Task, Train
+from pared.prune.importance.samples import fixed_batch
+from pared.training import Task, Train, sum_over_processes
 
 
 def synaptic_importance(omega: Tensor, moved: Tensor, damping: float) -> Tensor:
@@ -138,7 +138,9 @@ class SynapticIntelligence(WeightImportance):
             raise DataError("importance.synaptic_intelligence: needs data to train on. Give a task, or use Magnitude().")
         if fixed_batch(model) is not None:
             raise ModelError("importance.synaptic_intelligence: the model's batch size is fixed, so its graph can't be trained.")
-        trained = copy.deepcopy(model).requires_grad_(True)
+        trained = copy.deepcopy(model)
+        for parameter in trained.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
         # a training that a journal had taken up from its end would take no steps to watch
         with PathIntegral(trained) as path:
             dataclasses.replace(task, journal=None).tune(trained, self.train)

@@ -1,9 +1,8 @@
-"""Run a captured graph and look at what stands at its nodes; what to do with classes that an importance has nothing to say of."""
+"""Sums over what stands at the nodes of a graph, by root; and classes that an importance has nothing to say of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -12,17 +11,10 @@ from torch import Tensor, fx
 
 from pared.core.errors import DataError
 from pared.graph.analysis import Analysis
-from pared.graph.capture import training_mode
 from pared.prune.importance.magnitude import Magnitude
 from pared.prune.importance.protocol import Normalize, Scores, divided_by_mean
-from pared.prune.importance.samples import sum_over_processes
-
-See = Callable[[fx.Node, tuple[Any, ...], Any], None]
-
-
-def operator_name(node: fx.Node) -> str:
-    """The name of the ATen operator that a node calls, such as "conv2d"; "" for other nodes."""
-    return getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+from pared.prune.observe import See, Watch
+from pared.training.processes import sum_over_processes
 
 
 class Sums:
@@ -49,29 +41,17 @@ def observe(analysis: Analysis, batches: Iterable[tuple[Tensor, ...]], nodes: It
 
     Raises:
         DataError: if there was no batch in any process.
+        ModelError: if the graph can't take a batch.
     """
-    watcher = _Watcher(analysis.captured.module, set(nodes), see)
-    device, seen = torch.device("cpu"), 0
-    with torch.no_grad(), training_mode(analysis.captured.module, False):
-        for batch in batches:
-            watcher.run(*(x.clone() for x in batch))  # a graph may write into its inputs
-            device, seen = batch[0].device, seen + 1
+    watch = Watch(analysis.captured.module, nodes, see)
+    device = next((parameter.device for parameter in analysis.captured.module.parameters()), torch.device("cpu"))
+    seen = 0
+    for batch in batches:
+        watch.look(batch)
+        seen += 1
     if int(sum_over_processes(torch.tensor(seen), device)) == 0:
         raise DataError(f"{where}: the training split has no samples to score on.")
     return device
-
-
-class _Watcher(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, nodes: set[fx.Node], see: See) -> None:
-        super().__init__(module)
-        self.nodes, self.see = nodes, see
-
-    def run_node(self, n: fx.Node) -> Any:
-        arguments = self.fetch_args_kwargs_from_env(n)[0] if n in self.nodes else ()
-        value = super().run_node(n)
-        if n in self.nodes:
-            self.see(n, arguments, value)
-        return value
 
 
 def with_magnitude(analysis: Analysis, scores: Scores, known: NDArray[np.bool_], normalize: Normalize) -> Scores:

@@ -1,4 +1,4 @@
-"""What all tests share: one thread, and generators that start alike."""
+"""What all tests and all doctests share: one thread, and generators that start alike."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ from pared.core.seeds import seed_everything
 
 @pytest.fixture(autouse=True)
 def alike() -> None:
-    """Every test starts from the same random state and with one thread."""
+    """Every test and every doctest starts from the same random state and with one thread."""
     torch.set_num_threads(1)
     seed_everything(0)
