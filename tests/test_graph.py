@@ -197,3 +197,27 @@ def test_a_number_that_only_a_run_knows_is_found_by_running() -> None:
     for node in captured.module.graph.nodes:
         node.meta.pop("val", None)
     assert list(record(captured).values())[-1] == (2, 2)
+
+
+class Counting(nn.Module):
+    """Counts its calls in a buffer, in place, and keeps its last input in another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("wide", torch.ones(1).expand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return self.norm(x) * self.calls.clamp(max=1)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_capture_leaves_the_buffers_of_the_model_alone(train: bool) -> None:
+    model = Counting()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    own = dict(model.named_buffers())
+    capture(model, torch.randn(4, 3), train=train)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert all(buffer is own[name] for name, buffer in model.named_buffers())

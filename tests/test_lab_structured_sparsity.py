@@ -117,6 +117,7 @@ def test_what_is_cut_is_counted_and_timed() -> None:
     assert found["conv2_speedup"] == 5
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_row_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "load", lambda name, seed, batch_size: images())
     small = StructuredSparsity(seeds=(3,), epochs=1, strengths=(0.0, 1000.0), train=1, tune=1)

@@ -143,11 +143,29 @@ def _is_library(filename: str) -> bool:
 
 def _try_running(model: nn.Module, inputs: Inputs) -> None:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _buffers_put_back(model):
             model(*inputs)
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else repr(x) for x in inputs)
         raise ModelError(f"{type(model).__name__} can't run on inputs of shape {shapes}. {explain(error)}") from error
+
+
+@contextlib.contextmanager
+def _buffers_put_back(model: nn.Module) -> Iterator[None]:
+    """A forward may write to buffers (statistics in training mode, a cache, a step count): the model gets them back as they were."""
+    kept = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and buffer.device.type != "meta"
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, before in kept:
+            module._buffers[name] = buffer
+            if not torch.equal(buffer, before):
+                buffer.copy_(before)
 
 
 def _batch_size(inputs: Inputs) -> int | None:

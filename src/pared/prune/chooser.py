@@ -249,16 +249,14 @@ class Chooser:
     def _per_cost(self, scales: list[Scores], analysis: Analysis, classes: list[CutClass]) -> list[Scores]:
         """What a ranking buys by its budget: importance per cost.
 
-        Scores on one scale are divided by what a neuron of the class costs. Scores that only compare within a class become shares of
-        its importance, and are divided by what the whole class costs.
+        Scores on one scale are divided by what a neuron of the class costs. Scores that only compare within a class count as shares of
+        its importance, and costs as shares of its cost, so that what the whole class costs is left to divide by.
         """
         assert self.per != "neuron"
         costs = neuron_costs(analysis, self.per)
         alone = getattr(self.importance, "normalize", "layer") == "layer"
         prices = [class_costs(found, costs) / (1 if alone else len(found.neurons)) for found in classes]
-        sizes = [len(found.neurons) if alone else 1 for found in classes]
-        # a class that costs nothing is cut last
-        return [scale / size / max(price, 1e-300) for scale, size, price in zip(scales, sizes, prices, strict=True)]
+        return [scale / max(price, 1e-300) for scale, price in zip(scales, prices, strict=True)]  # what costs nothing is cut last
 
     def rooms(self, analysis: Analysis) -> dict[str, Room]:
         """What each class that may be cut may come to, by key."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal, TypeAlias
 
@@ -63,6 +64,15 @@ def _work(analysis: Analysis, unit: Unit) -> Iterable[tuple[float, list[NDArray[
             parameters.add(id(value))
 
 
-def _axes(analysis: Analysis, labels: list[Any]) -> list[NDArray[np.int64]]:
-    found = {(roots := analysis.root[group.atoms.reshape(-1)]).tobytes(): roots for group in groups_in(labels)}
-    return list(found.values())
+def _axes(analysis: Analysis, operands: list[Any]) -> list[NDArray[np.int64]]:
+    """The roots along every axis of an operator; an axis that is summed over stands in several operands, and counts as often as in one."""
+    known: dict[bytes, NDArray[np.int64]] = {}
+    times: Counter[bytes] = Counter()
+    for labels in operands:
+        here: Counter[bytes] = Counter()
+        for group in groups_in([labels]):
+            roots = analysis.root[group.atoms.reshape(-1)]
+            known[roots.tobytes()] = roots
+            here[roots.tobytes()] += 1
+        times |= here
+    return [known[key] for key in times.elements()]

@@ -112,13 +112,15 @@ class HalvedSums:
             return ridge(whole.gram, whole.cross, damping), whole
         if not all(half.count for half in self.halves):
             return ridge(whole.gram, whole.cross, DAMPINGS[-1]), whole
-        left_out = {
-            tried: sum((other.error_of(ridge(one.gram, one.cross, tried)) for one, other in (self.halves, self.halves[::-1])), start=0.0)
-            for tried in DAMPINGS
-        }
+        left_out = {tried: self._left_out(tried) for tried in DAMPINGS}
         best = min(DAMPINGS, key=lambda tried: float(self.weighed(left_out[tried]).sum()))
         change = ridge(whole.gram, whole.cross, best)
         return torch.where((left_out[best] < whole.error)[:, None], change, 0), whole
+
+    def _left_out(self, damping: float) -> Tensor:
+        """The summed squared error of every output, where each half is solved by the other."""
+        first, second = self.halves
+        return second.error_of(ridge(first.gram, first.cross, damping)) + first.error_of(ridge(second.gram, second.cross, damping))
 
     def weighed(self, errors: Tensor) -> Tensor:
         """Squared errors (groups, outputs) of a layer as they are where the outputs are compared."""

