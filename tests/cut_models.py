@@ -327,6 +327,34 @@ class NestedOutput(nn.Module):
         return {"y": y, "pair": (x, y.exp())}
 
 
+class EmptySlice(nn.Module):
+    """A mask of which a part has no length, as windows of a whole axis have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        mask = y.new_ones(4, 8)
+        mask[0:-4, 2:6] = 0
+        return self.b(y * mask[3])
+
+
+class Auxiliary(nn.Module):
+    """A second head that only training mode computes, on features in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3)
+        self.side, self.side_out, self.out = nn.Conv2d(8, 4, 1), nn.Linear(4 * 36, 2), nn.Linear(6 * 16, 2)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        y = self.a(x).relu()
+        z = self.out(self.b(y).relu().flatten(1))
+        return (z, self.side_out(self.side(y).relu().flatten(1))) if self.training else z
+
+
 IMAGE = ((3, 8, 8),)
 CASES: dict[str, Case] = {
     "chain": (Chain, IMAGE),
@@ -352,6 +380,8 @@ CASES: dict[str, Case] = {
     "volume": (Volume, ((2, 4, 6, 6),)),
     "gated": (Gated, ((6,),)),
     "nested output": (NestedOutput, ((6,),)),
+    "empty slice": (EmptySlice, ((6,),)),
+    "auxiliary head": (Auxiliary, IMAGE),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from cut_models import CASES, build
+from cut_models import CASES, Auxiliary, build
 from pared import prune
 from pared.core.errors import CaptureError, ModelError, SettingsError
 from pared.graph import count
@@ -325,3 +325,25 @@ def test_the_plan_says_what_stays_and_why() -> None:
     assert "b1: 16 neurons" in str(plan)
     assert plan.to_dict()["classes"][0]["exact"] is True
     assert Magnitude() == Magnitude(order=2)
+
+
+def test_an_auxiliary_head_is_cut_with_the_features_it_reads() -> None:
+    model, (x,) = build("auxiliary head")
+    small = prune.cut(model, x, 0.5).train()
+    assert isinstance(model, Auxiliary)
+    assert isinstance(small, Auxiliary)
+    assert (small.a.out_channels, small.side.in_channels, small.side.out_channels) == (4, 4, 4)
+    # masked twin: what the second layers read of the removed channels is zeroed
+    weight = model.a.weight.detach().flatten(1)
+    kept = [int((weight == row).all(1).nonzero()) for row in small.a.weight.detach().flatten(1)]
+    gone = [channel for channel in range(8) if channel not in kept]
+    twin = copy.deepcopy(model).train()
+    with torch.no_grad():
+        twin.side.weight[:, gone] = 0
+        lost = [channel for channel in range(6) if not (model.b.weight[channel][kept].flatten() == small.b.weight.flatten(1)).all(1).any()]
+        twin.b.weight[:, gone] = 0
+        twin.out.weight.unflatten(1, (6, 16))[:, lost] = 0
+        for left, right in zip(small(x), twin(x), strict=True):
+            torch.testing.assert_close(left, right)
+    sum(part.sum() for part in small(x)).backward()
+    assert small.side.weight.grad is not None

@@ -120,7 +120,7 @@ class CutPass(Pass):
 
     def _check_not_empty(self, labels: Any) -> None:
         for group in groups_in(labels):
-            if not self.keep[self.root[group.atoms]].any():
+            if group.atoms.size and not self.keep[self.root[group.atoms]].any():  # an axis may have had no index before
                 raise Emptied(self.node, group.atoms)
 
     def _compare(self, original: Any, now: Any) -> None:
@@ -143,7 +143,7 @@ class CutPass(Pass):
         for group in labels.groups:
             kept, outer = self.keep[self.root[group.atoms]], 1
             for place, axis in enumerate(group.axes):
-                rows = kept.reshape(*group.atoms.shape[: place + 1], -1).any(axis=-1).sum()
+                rows = kept.reshape(*group.atoms.shape[: place + 1], math.prod(group.atoms.shape[place + 1 :])).any(axis=-1).sum()
                 if outer == 0 or rows % outer:
                     self.violate("rows are left with unequal lengths")
                 shape[axis], outer = int(rows) // outer, int(rows)

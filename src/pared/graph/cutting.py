@@ -27,7 +27,7 @@ from pared.graph.layers import rewritten_with_layers
 from pared.graph.passes import Emptied, Violation
 from pared.graph.repair import repair_integers, repair_leaves
 from pared.graph.rewritten import Rewritten
-from pared.graph.training_graph import cut_training_graph, switched_to_training
+from pared.graph.training_graph import Kept, auxiliary_cuts, cut_training_graph, switched_to_training
 
 Choice = Callable[[Analysis], list[int]]
 
@@ -75,6 +75,12 @@ def cut_model(model: nn.Module, example_inputs: Tensor | Sequence[Any], choose: 
     if not kept:
         return Cut(own, True, {}, notes)
     new = _new_tensors(captured, plan)
+    unread = _unread(own, captured)
+    auxiliary = auxiliary_cuts(model, captured.example_inputs, _kept(captured, plan), captured.dynamic, unread)
+    for name, (tensor, index) in auxiliary.items():
+        parameter = own.get_parameter(name)
+        new[id(parameter)] = nn.Parameter(tensor, parameter.requires_grad)
+        kept[name] = {axis: tuple(map(int, left)) for axis, left in index.items()}
     evaluation = edited_graph(captured.module, plan)
     parts, saved = parts_of(own, captured, new), set(own.state_dict())
     rewritten = Rewritten(parts, evaluation, switched_to_training(evaluation), saved)
@@ -203,11 +209,21 @@ def parts_of(own: nn.Module, captured: Captured, new: dict[int, Tensor]) -> dict
     return parts
 
 
+def _kept(captured: Captured, plan: CutPass) -> Kept:
+    """What stays of every tensor that the graph reads and the plan cuts, by name."""
+    sources = [(str(node.target), id(attribute(node))) for node in captured.module.graph.nodes if node.op == "get_attr"]
+    return {name: plan.kept[value] for name, value in sources if value in plan.kept}
+
+
+def _unread(own: nn.Module, captured: Captured) -> frozenset[str]:
+    """Parameters that the eval graph never reads."""
+    read = {id(attribute(node)) for node in captured.module.graph.nodes if node.op == "get_attr" and node.users}
+    return frozenset(name for name, parameter in own.named_parameters(remove_duplicate=False) if id(parameter) not in read)
+
+
 def _training_graph(model: nn.Module, captured: Captured, plan: CutPass, evaluation: fx.Graph) -> fx.Graph:
     """The graph of training mode over the same tensors."""
-    sources = [(str(node.target), id(attribute(node))) for node in captured.module.graph.nodes if node.op == "get_attr"]
-    kept = {name: plan.kept[value] for name, value in sources if value in plan.kept}
-    found = cut_training_graph(model, captured.example_inputs, kept, captured.dynamic)
+    found = cut_training_graph(model, captured.example_inputs, _kept(captured, plan), captured.dynamic)
     if found is not None:
         graph = edited_graph(found[1], found[0])
         known = {str(node.target) for node in evaluation.nodes if node.op == "get_attr"} | {name for name, _ in model.named_buffers()}

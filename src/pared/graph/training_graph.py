@@ -21,10 +21,21 @@ from pared.graph.cut_pass import CutPass
 from pared.graph.labels import Labels
 
 Kept = dict[str, dict[int, np.ndarray[Any, Any]]]
+Cuts = tuple[Tensor, dict[int, np.ndarray[Any, Any]]]
+"""A cut tensor, and the indices kept of each axis."""
 
 
-def cut_training_graph(model: nn.Module, inputs: Inputs, kept: Kept, dynamic: bool) -> tuple[CutPass, fx.GraphModule] | None:
+def cut_training_graph(
+    model: nn.Module, inputs: Inputs, kept: Kept, dynamic: bool, unread: frozenset[str] = frozenset()
+) -> tuple[CutPass, fx.GraphModule] | None:
     """Capture `model` in training mode and follow the cut that is described by the indices kept of each parameter.
+
+    Args:
+        model: the original; unchanged.
+        inputs: the example.
+        kept: by name and axis, of every parameter that the eval graph cuts.
+        dynamic: whether the eval graph takes any batch size.
+        unread: parameters that only training mode reads, of auxiliary heads; these may lose indices besides.
 
     Returns:
         The pass and the captured graph, or None where training mode can't be captured or would be cut differently.
@@ -39,12 +50,32 @@ def cut_training_graph(model: nn.Module, inputs: Inputs, kept: Kept, dynamic: bo
         plan = CutPass(analysis, _removed(analysis, kept)).run()
     except (ModelError, RuntimeError):
         return None
-    found = {str(node.target): plan.kept[id(value)] for node, value in _tensors(captured.module) if id(value) in plan.kept}
+    found = {
+        str(node.target): plan.kept[id(value)]
+        for node, value in _tensors(captured.module)
+        if id(value) in plan.kept and str(node.target) not in unread
+    }
     same = set(found) == set(kept) and all(
         set(found[name]) == set(kept[name]) and all(np.array_equal(found[name][axis], index) for axis, index in kept[name].items())
         for name in kept
     )
     return (plan, captured.module) if same else None
+
+
+def auxiliary_cuts(model: nn.Module, inputs: Inputs, kept: Kept, dynamic: bool, unread: frozenset[str]) -> dict[str, Cuts]:
+    """What parameters that only training mode reads (of auxiliary heads) lose along with the features that they read, by name.
+
+    Arguments are those of `cut_training_graph`. Empty where nothing is lost or training mode can't be followed.
+    """
+    found = cut_training_graph(model, inputs, kept, dynamic, unread) if unread else None
+    if found is None:
+        return {}
+    plan, module = found
+    return {
+        str(node.target): (plan.gathers[id(value)](value.detach()), plan.kept[id(value)])
+        for node, value in _tensors(module)
+        if str(node.target) in unread and id(value) in plan.gathers and id(value) in plan.kept
+    }
 
 
 def _tensors(module: fx.GraphModule) -> list[tuple[fx.Node, Tensor]]:
