@@ -59,7 +59,7 @@ def test_all_claims_hold() -> None:
     assert "at 2.6 times pared loses at most 0.3 points (-0.50 points of test error): yes." in verdict.text
     assert "at 2.6 times it is at least as accurate as the group-norm pruner (-0.50): yes." in verdict.text
     assert "at 2.1 times pared has -0.25 to the dense network trained on as long;" in verdict.text
-    assert "at 2.6 times -0.25 to the group norm when the dense network teaches there too." in verdict.text
+    assert "at 2.6 times -0.25 to the group norm with the dense network as its teacher." in verdict.text
     assert verdict.text.endswith("can't cut 1 of 1 networks as they come, with padded shortcuts.")
 
 

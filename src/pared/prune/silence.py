@@ -170,6 +170,8 @@ def _cells(labels: Any, value: Any) -> Iterator[tuple[NDArray[np.int64], Marks]]
     """For every group of a tensor's labels: the atom of each cell, and whether anything in the cell isn't zero."""
     if isinstance(labels, Labels) and isinstance(value, Tensor):
         for group in labels.groups:
+            if not group.atoms.size:
+                continue  # an axis without an index
             cells = value.ne(0).movedim(group.axes, tuple(range(len(group.axes))))
             cells = cells.reshape(*group.atoms.shape, -1).any(-1)
             yield group.atoms.reshape(-1), cells.cpu().numpy().reshape(-1)

@@ -33,13 +33,17 @@ RATE = 0.05
 class AgainstGroupNorm:
     """A row for every network and seed; in it, one dense network that all arms start from.
 
+    Both tools' settings were chosen on the validation split, with resnet8, seed 0, 12,000 training samples, eight epochs before and four
+    after, at 2.6 times. Errors in percent, with the dense network at 11.78: pared 12.88; with a teacher 13.92, with a teacher and the same
+    share of every layer 13.82, in two rounds 13.90. Group norm with one epoch of sparse learning 13.16, with two 13.96.
+
     Args:
         seeds: of resnet8: weights, samples, augmentation.
         deep_seeds: those of them for which resnet20 is cut as well.
         speedups: how many times fewer multiply-adds.
         epochs: of the dense network.
         tune: epochs of every arm afterwards.
-        sparse: how many of them the group-norm pruner learns sparsely; half, as in its benchmark.
+        sparse: how many of them the group-norm pruner learns sparsely.
         scope: of pared's ranking.
         rounds: in which pared cuts, each with its share of the epochs.
         teacher: whether the dense network teaches what pared cuts.
@@ -58,10 +62,10 @@ class AgainstGroupNorm:
     speedups: tuple[float, ...] = (2.1, 2.6)
     epochs: int = 4
     tune: int = 4
-    sparse: int = 2
+    sparse: int = 1
     scope: Literal["layer", "global"] = "global"
     rounds: int = 1
-    teacher: bool = True
+    teacher: bool = False
     samples: int | None = None
     data: str = "fashion-mnist"
 

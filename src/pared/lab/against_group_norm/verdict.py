@@ -52,7 +52,7 @@ def judge(rows: Sequence[Row], speedups: Sequence[float]) -> Verdict:
         remarks.append(f"at {speedup} times pared has {lost(rows, ours, 'dense, trained on'):+.2f} to the dense network trained on as long")
     most = max(speedups)
     helped = lost(rows, f"pared {most}", f"group norm, taught {most}")
-    remarks.append(f"at {most} times {helped:+.2f} to the group norm when the dense network teaches there too")
+    remarks.append(f"at {most} times {helped:+.2f} to the group norm with the dense network as its teacher")
     found = judged(claims, table(rows, speedups))
     refused = sum(bool(row["unprojected"]) for row in rows)
     notes = (
