@@ -17,9 +17,10 @@ from pared.graph.fold import packet
 from pared.prune.consumers import Consumer, consumers
 from pared.prune.layer_equations import Equations
 from pared.prune.normal_equations import HalvedSums, double
-from pared.prune.observe import arguments, fitting, isolated, levels, unlabelled
+from pared.prune.observe import arguments, fitting, isolated, levels
 from pared.prune.stepwise import Stepwise, View
 from pared.training import Task
+from pared.training.samples import first_inputs
 
 POSITIONS = 64  # of every sample that become equations: neighbours say nearly the same
 
@@ -98,7 +99,7 @@ def reconstruct(cut: Cut, original: nn.Module, task: Task, samples: int = 256, d
     problems.raise_if_any()
     if not cut.kept:
         return ()
-    batches = unlabelled(task, samples, "the outputs of layers are matched on them")
+    batches = first_inputs(task, samples, "the outputs of layers are matched on them")
     before = capture(original.to(task.machine.device), batches[0])
     after = capture(cut.model.to(task.machine.device), batches[0])
     batches = fitting(before, fitting(after, batches))

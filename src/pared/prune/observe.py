@@ -12,16 +12,13 @@ from torch import Tensor, fx, nn
 
 from pared.core.errors import DataError, ModelError
 from pared.graph.capture import Captured
-from pared.training.samples import Inputs as Batches
-from pared.training.samples import first_inputs as unlabelled
-
-__all__ = ["Batches", "Watch", "arguments", "fitting", "isolated", "levels", "operator_name", "unlabelled"]
+from pared.training.samples import Inputs
 
 See = Callable[[fx.Node, tuple[Any, ...], Any], None]
 Key = TypeVar("Key", bound=Hashable)
 
 
-def fitting(captured: Captured, batches: Batches) -> Batches:
+def fitting(captured: Captured, batches: Inputs) -> Inputs:
     """The batches as the graph takes them: where it takes one size only, batches of that size; samples that fill none are left out.
 
     Raises:

@@ -12,9 +12,10 @@ from pared.core.problems import Problems
 from pared.graph.analysis_pass import attribute
 from pared.graph.capture import capture
 from pared.graph.fold import packet
-from pared.prune.observe import arguments, fitting, isolated, levels, unlabelled
+from pared.prune.observe import arguments, fitting, isolated, levels
 from pared.prune.stepwise import Stepwise
 from pared.training import Task
+from pared.training.samples import first_inputs
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def recalibrate(model: nn.Module, task: Task, samples: int = 1024) -> None:
     problems = Problems("prune.recalibrate")
     problems.number("samples", samples, low=2, integer=True)
     problems.raise_if_any()
-    batches = unlabelled(task, samples, "batch norm's statistics are measured on them")
+    batches = first_inputs(task, samples, "batch norm's statistics are measured on them")
     captured = capture(model.to(task.machine.device), batches[0])
     batches = fitting(captured, batches)
     held = [

@@ -32,7 +32,7 @@ class Coverage:
         keep: the share of neurons that stays.
         seeds: of weights and inputs.
         seconds: CPU time that pared may spend on one model, with all checks.
-        peer_seconds: and torch-pruning; it cuts most models in less than one second or, where it follows paths one by one, never ends.
+        peer_seconds: and torch-pruning; most models take it about a second or less, and some, where it follows paths one by one, minutes.
         only: names, to run a part; all models by default.
         tools: which of "pared" and "torch-pruning".
     """

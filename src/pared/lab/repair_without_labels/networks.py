@@ -179,7 +179,7 @@ def sentence_encoder() -> Network:
 
 
 def tokens(tokenizer: Any, texts: list[str]) -> Parts:
-    """Token numbers and mask of sentences, both of shape (sentences, 64)."""
+    """Token numbers and mask of sentences, both of shape (sentences, `TOKENS`)."""
     found = tokenizer(texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
     return found["input_ids"], found["attention_mask"]
 
