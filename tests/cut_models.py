@@ -341,6 +341,22 @@ class EmptySlice(nn.Module):
         return self.b(y * mask[3])
 
 
+class HeadsInTheBatch(nn.Module):
+    """Heads are folded into the batch; one slice takes all of that axis, others begin or end inside of an axis or are open."""
+
+    def __init__(self, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.value, self.out = nn.Linear(16, 8 * heads), nn.Linear(16, 8 * heads), nn.Linear(8 * heads, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        query, value = (layer(x).view(batch, length, self.heads, -1).transpose(1, 2).flatten(0, 1) for layer in (self.query, self.value))
+        query, value = query[:, 1:], value[::1, :-1][:, -3:]
+        mixed = (query.mean(1, keepdim=True)[:][-batch * self.heads :] + value).tanh()
+        return self.out(mixed.view(batch, self.heads, 3, -1).transpose(1, 2).flatten(2)).mean(1)
+
+
 class Auxiliary(nn.Module):
     """A second head that only training mode computes, on features in the middle."""
 
@@ -380,6 +396,7 @@ CASES: dict[str, Case] = {
     "volume": (Volume, ((2, 4, 6, 6),)),
     "gated": (Gated, ((6,),)),
     "nested output": (NestedOutput, ((6,),)),
+    "heads in the batch": (HeadsInTheBatch, ((7, 16),)),
     "empty slice": (EmptySlice, ((6,),)),
     "auxiliary head": (Auxiliary, IMAGE),
 }

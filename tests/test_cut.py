@@ -59,6 +59,8 @@ def test_dead_neurons_are_cut_without_a_change(name: str, seed: int) -> None:
     # where ranges of channels overlap, one may have had to stay for an axis not to become empty, so that fewer than half are dead
     small = prune.cut(dead, inputs, keep=0.6 if name == "pieces" else 0.5)
     assert_equal(outputs(dead, inputs), outputs(small, inputs))
+    more = tuple(torch.cat([x, x[1:]]) for x in inputs)
+    assert_equal(outputs(dead, more), outputs(small, more))
     size = [sum(parameter.numel() for parameter in net.parameters()) for net in (model, small)]
     assert size[1] < 0.75 * size[0]
     assert not cut.left_alone
@@ -347,3 +349,20 @@ def test_an_auxiliary_head_is_cut_with_the_features_it_reads() -> None:
             torch.testing.assert_close(left, right)
     sum(part.sum() for part in small(x)).backward()
     assert small.side.weight.grad is not None
+
+
+def test_a_network_in_channels_last_stays_so() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)]
+    example = (torch.randn(2, 3, 12, 12),)
+    rows = nn.Sequential(*layers)
+    columns = copy.deepcopy(rows).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def cut(model: nn.Module) -> nn.Module:
+        return Chooser(0.5, Magnitude(), round_to=1).cut(model, example).model
+
+    small = cut(columns)
+    assert all(layer.weight.is_contiguous(memory_format=torch.channels_last) for layer in small if isinstance(layer, nn.Conv2d))  # type: ignore[union-attr]
+    assert not small[3].weight.is_contiguous()  # type: ignore[index]
+    assert cut(rows)[3].weight.is_contiguous()  # type: ignore[index]
+    torch.testing.assert_close(small(*example), cut(rows)(*example))

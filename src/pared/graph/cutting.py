@@ -161,9 +161,17 @@ def _new_tensors(captured: Captured, plan: CutPass) -> dict[int, Tensor]:
     new: dict[int, Tensor] = {}
     for node in captured.module.graph.nodes:
         if node.op == "get_attr" and isinstance(value := attribute(node), Tensor) and id(value) in plan.gathers and id(value) not in new:
-            cut = plan.gathers[id(value)](value.detach())
+            cut = _laid_out_like(value, plan.gathers[id(value)](value.detach()))
             new[id(value)] = nn.Parameter(cut, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else cut
     return new
+
+
+def _laid_out_like(value: Tensor, cut: Tensor) -> Tensor:
+    """`cut` in the memory format of `value`: a network that was put in channels_last stays so."""
+    for dimensions, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if value.dim() == dimensions and not value.is_contiguous() and value.is_contiguous(memory_format=layout):
+            return cut.contiguous(memory_format=layout)
+    return cut
 
 
 def edited_graph(module: fx.GraphModule, plan: CutPass) -> fx.Graph:

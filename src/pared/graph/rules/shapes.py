@@ -108,7 +108,8 @@ def split(cx: Pass, x: Labels, sizes: Any, dim: int = 0) -> list[Labels]:
     """split, split_with_sizes, chunk, tensor_split: ranges side by side; the result's shapes say where they end."""
     axis = x.axis(dim)
     lengths = [shape[axis] for shape in cx.shape()]
-    if cx.cutting and x.on(axis) is not None:
+    before = cx.memo("lengths", lambda: list(lengths))
+    if cx.cutting and lengths != before:
         cx.retarget("split_with_sizes", lengths, axis)
     ends = np.cumsum([0, *lengths])
     return [take(cx, x, axis, slice(start, end)) for start, end in itertools.pairwise(ends.tolist())]
@@ -130,7 +131,7 @@ def select_index(cx: Pass, x: Labels, dim: int, index: int) -> Labels:
     index %= length
     new = cx.position(0, axis, index)
     group = x.on(axis)
-    if group is not None and len(group.axes) == 1:
+    if group is not None and len(group.axes) == 1 and x.shape[axis] != length:
         cx.rewrite(2, new)
     return select(cx, x, axis, index, new)
 
@@ -144,9 +145,12 @@ def slice_range(cx: Pass, x: Labels, dim: int = 0, start: Any = None, end: Any =
         out[axis] = cx.shape()[axis]
         return Labels(tuple(out), x.groups)
     first, last, _ = slice(start, end, step).indices(length)
+    reaches_the_end = last == length and (end is None or end >= length)
     first, last = cx.position(0, axis, first), cx.position(0, axis, max(first, last))
-    cx.rewrite(2, first)
-    cx.rewrite(3, last)
+    if x.shape[axis] != length:  # a bound that still means the same stays as it is: it may be right for any batch
+        cx.rewrite(2, first)
+        if not reaches_the_end:
+            cx.rewrite(3, last)
     return take(cx, x, axis, slice(first, last, step))
 
 

@@ -17,10 +17,9 @@ from pared.architecture.nets import resnet8, resnet20
 from pared.core.problems import Problems
 from pared.core.seeds import seed_everything
 from pared.data.batches import Batches
-from pared.distill import Teach
-from pared.lab.against_group_norm.arms import Arm, measured, projected, sgd
+from pared.lab.against_group_norm.arms import Arm, fast, measured, projected, sgd
 from pared.lab.against_group_norm.peer import GroupNorm, obstacle
-from pared.lab.against_group_norm.verdict import judge
+from pared.lab.against_group_norm.verdict import LEARNING, judge
 from pared.lab.experiment import Progress, Row, Verdict
 from pared.prune import Neurons, Taylor
 from pared.training import Task
@@ -104,7 +103,7 @@ class AgainstGroupNorm:
         """All arms of a network, and what keeps torch-pruning from cutting it as it is."""
         task = self._task(seed)
         raw = NETS[net](channels=task.example_inputs()[0].shape[1])
-        dense = projected(copy.deepcopy(raw))
+        dense = fast(projected(copy.deepcopy(raw)))
         task.tune(dense, sgd(self.epochs, 0.1, warmup=1))
         task = dataclasses.replace(task, teacher=dense)
         arms = {"dense": Arm(dense, 0.0)}
@@ -118,24 +117,21 @@ class AgainstGroupNorm:
         """What makes every network, by the name of its arm; the sparse learning is done once for all that start from it."""
         peer = GroupNorm(sgd(self.sparse, RATE, weight_decay=0.0), normalizer="max" if self.sparse else "mean")
         afterwards = sgd(self.tune - self.sparse, RATE)
-        learnt: list[nn.Module] = []
-
-        def by_group_norm(speedup: float, taught: bool) -> nn.Module:
-            small = peer.cut(learnt[0], task, 1 / speedup)
-            return Teach(train=afterwards)(small, task) if taught else afterwards(small, task)
+        learnt = [dense]
 
         def learn() -> nn.Module:
-            learnt.append(peer.learn(dense, task))
+            learnt[0] = peer.learn(dense, task)
             return learnt[0]
 
-        arms: dict[str, Callable[[], nn.Module]] = {
-            "dense, trained on": lambda: sgd(self.tune, RATE)(dense, task),
-            "sparse learning": learn,
-        }
+        def by_group_norm(speedup: float) -> nn.Module:
+            return afterwards(peer.cut(learnt[0], task, 1 / speedup), task)
+
+        arms: dict[str, Callable[[], nn.Module]] = {"dense, trained on": lambda: sgd(self.tune, RATE)(dense, task)}
+        if self.sparse:
+            arms[LEARNING] = learn
         for speedup in self.speedups:
             arms[f"pared {speedup}"] = lambda speedup=speedup: self.ours(1 / speedup)(dense, task)
-            arms[f"group norm {speedup}"] = lambda speedup=speedup: by_group_norm(speedup, False)
-        arms[f"group norm, taught {max(self.speedups)}"] = lambda: by_group_norm(max(self.speedups), True)
+            arms[f"group norm {speedup}"] = lambda speedup=speedup: by_group_norm(speedup)
         return arms
 
     def ours(self, keep: float) -> Neurons:

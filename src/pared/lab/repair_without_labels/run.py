@@ -29,7 +29,7 @@ class RepairWithoutLabels:
         calibration: inputs that importances and repairs look at.
         validation: inputs to choose by.
         evaluation: inputs to report on.
-        everything: try cuts of all classes too; by default only of those inside of blocks, see the card.
+        everything: try cuts of all classes too; by default only of those inside of residual blocks, see the card.
     """
 
     name: ClassVar[str] = "repair_without_labels"
