@@ -17,7 +17,8 @@ from pared.core.errors import SettingsError
 from pared.graph import count
 from pared.prune import Magnitude, Neurons, Random
 from pared.prune.allocation import Room, by_ranking
-from pared.prune.targets import bisect, deploy
+from pared.prune.chooser import Chooser
+from pared.prune.targets import Counted, Trials, bisect, deploy, reach
 from pared.training import Task, Train
 
 
@@ -201,3 +202,19 @@ def test_a_ranking_counts_ties_and_ends() -> None:
     assert by_ranking(ones, rooms, 0.5) == [3, 1]
     assert by_ranking(ones, rooms, 0.0) == [1, 1]
     assert by_ranking(ones, rooms, 1.0) == [4, 2]
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_what_rounding_leaves_of_a_target_is_used(scope: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*[layer for width in (24, 40, 72) for layer in (nn.LazyLinear(width), nn.ReLU())], nn.LazyLinear(4))
+    example = (torch.randn(2, 16),)
+    model(*example)
+    trials = Trials(model.eval(), example, Chooser(0.5, Random(0), scope=scope, round_to=8))
+    cost = Counted("macs", model, example)
+    for target in (0.37, 0.5, 0.61, 0.83):
+        reached = reach(trials, cost, target)
+        assert reached.cost <= target
+        sizes = {key: room.size for key, room in trials.chooser.rooms(trials.analysis).items()}
+        larger = [reached.counts | {key: count + 8} for key, count in reached.counts.items() if count + 8 <= sizes[key]]
+        assert reached.cost >= 0.99 * target or all(cost.exact(trials.cut(counts)) > target for counts in larger)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
+import numpy as np
 from torch import nn
 
 from pared.graph.analysis import Analysis, analyse
@@ -28,6 +29,9 @@ Of: TypeAlias = Literal["neurons", "macs", "parameters", "bytes", "latency"]
 
 FINEST = 1 / 2048
 """The search ends where the share is known so well: less than a channel of the widest layers."""
+
+FILLINGS = 12
+"""How many enlargements are tried when the search ends below its target; each takes a cut."""
 
 CORRECTIONS = 5
 """How often an estimate is corrected by a true cost before the search ends; one or two do for bytes."""
@@ -236,10 +240,38 @@ def reach(trials: Trials, cost: Cost, target: float) -> Reached:
         look(0.0)
     fitting = [reached for reached in found.values() if reached.cost <= target]
     if fitting:
-        return max(fitting, key=lambda reached: reached.cost)
+        best = max(fitting, key=lambda reached: reached.cost)
+        return fill(trials, cost, target, best) if isinstance(cost, Counted) else best
     nearest = min(found.values(), key=lambda reached: reached.cost)
     _log.warning("prune.neurons: the target %.3g can't be reached within floor, cap, leave and only; %.3g is.", target, nearest.cost)
     return nearest
+
+
+def fill(trials: Trials, cost: Counted, target: float, reached: Reached) -> Reached:
+    """Use what rounding has left of a target: single classes grow, in the order in which a larger share would let them, where they fit.
+
+    Args:
+        trials: of the network to be cut.
+        cost: what is counted.
+        target: the share that the result may cost.
+        reached: a cut that costs less.
+    """
+    refused: set[str] = set()
+    tries = 0
+    for share in np.linspace(0, 1, 257):
+        for key, number in trials.counts(float(share)).items():
+            if reached.cost >= (1 - cost.near) * target or tries == FILLINGS:
+                return reached
+            if number > reached.counts[key] and key not in refused:
+                tries += 1
+                counts = reached.counts | {key: number}
+                cut = trials.cut(counts)
+                larger = Reached(cut, counts, cost.exact(cut))
+                if larger.cost <= target:
+                    reached = larger
+                else:
+                    refused.add(key)
+    return reached
 
 
 def _tensor_bytes(model: nn.Module) -> int:
