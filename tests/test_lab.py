@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from pared.cli.lab import parse_settings
 from pared.cli.main import app
 from pared.core.errors import RunError, SettingsError
+from pared.core.files import locked
 from pared.lab import Results, Row, Verdict, entries, entry, run
 from pared.lab.catalogue import BEGIN, END, Entry, page, rendered, with_results
 from pared.lab.experiment import Progress, configured, judge, settings
@@ -75,6 +76,14 @@ def test_a_result_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds a result already"):
         run(Squares(), tmp_path)
     assert len(run(Squares(), tmp_path, resume=True).rows) == 3
+
+
+def test_two_processes_do_not_measure_in_one_folder(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(RunError, match="another process is working in it"):
+        run(Squares(), tmp_path)
+    run(Squares(), tmp_path)
+    with pytest.raises(RunError, match=r"result\.json: can't be made \(.*\)\. Choose another --out\."):
+        run(Squares(), tmp_path / "result.json")
 
 
 def test_rows_of_other_settings_or_versions_are_not_mixed(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_the_table_shows_every_arm_and_counts_the_sparse_learning() -> None:
 
 
 def test_settings_are_checked_and_rows_are_ordered() -> None:
-    assert AgainstGroupNorm().keys() == ("resnet8 seed 0", "resnet20 seed 0", "resnet8 seed 1", "resnet8 seed 2")
+    assert AgainstGroupNorm().keys() == ("resnet8 seed 0", "resnet8 seed 1", "resnet8 seed 2", "resnet20 seed 0")
     with pytest.raises(SettingsError, match=r"sparse must be a whole number at least 0 and at most 4"):
         AgainstGroupNorm(sparse=5)
     with pytest.raises(SettingsError, match="speedups must be a number greater than 1 and at most 100"):
@@ -211,5 +211,5 @@ def test_rows_that_are_done_are_not_measured_again(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(AgainstGroupNorm, "measure", measure)
     rows = list(AgainstGroupNorm().run(lambda event: None, tmp_path, frozenset({"resnet8 seed 0", "resnet8 seed 2"})))
-    assert asked == [("resnet20", 0, "resnet20-seed-0"), ("resnet8", 1, "resnet8-seed-1")]
-    assert rows[0] == {"key": "resnet20 seed 0", "net": "resnet20", "seed": 0, "arms": {}}
+    assert asked == [("resnet8", 1, "resnet8-seed-1"), ("resnet20", 0, "resnet20-seed-0")]
+    assert rows[1] == {"key": "resnet20 seed 0", "net": "resnet20", "seed": 0, "arms": {}}

@@ -12,6 +12,11 @@ from pathlib import Path
 
 from pared.core.errors import RunError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows: there nothing keeps two processes apart
+    fcntl = None
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -43,6 +48,27 @@ def write_atomic(path: str | Path, content: bytes | memoryview | str) -> None:
     """Write `content` to `path` so that a reader sees the old file or the new one, never half of it."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a directory itself locked: the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        RunError: if another process holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{path}: another process is working in it. Wait for it, or choose another directory.") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def sha256(path: str | Path) -> str:

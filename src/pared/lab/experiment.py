@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from pared.core.errors import RunError, SettingsError
+from pared.core.files import locked
 from pared.lab.results import Results, code_digest
 
 Row = dict[str, Any]
@@ -97,8 +98,18 @@ def run(experiment: Experiment, out: Path, *, resume: bool = False, command: str
         progress: gets one event for every row.
 
     Raises:
-        RunError: if `out` holds rows and `resume` is off, or if they were measured with other settings or versions.
+        RunError: if `out` holds rows and `resume` is off, or if they were measured with other settings or versions, or if another process
+            is measuring there.
     """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{out}: can't be made ({error.strerror or error}). Choose another --out.") from None
+    with locked(out):
+        return _run(experiment, out, resume, command, progress or (lambda event: None))
+
+
+def _run(experiment: Experiment, out: Path, resume: bool, command: str, report: Progress) -> Results:
     path = out / "result.json"
     results = Results.start(experiment.name, experiment.claim, settings(experiment), command)
     if path.exists():
@@ -107,7 +118,6 @@ def run(experiment: Experiment, out: Path, *, resume: bool = False, command: str
         results = Results.read(path).continued(results)
     keys = list(experiment.keys())
     done = frozenset(row["key"] for row in results.rows)
-    report = progress or (lambda event: None)
     digest, start = code_digest(), time.perf_counter()
     for row in experiment.run(report, out, done):
         if row["key"] in {old["key"] for old in results.rows} or row["key"] not in keys:

@@ -11,13 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pared.core.errors import RunError
-from pared.core.files import write_atomic
+from pared.core.files import locked, write_atomic
 from pared.training import Journal
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: there nothing keeps two processes apart
-    fcntl = None
 
 
 class RunDirectory:
@@ -73,7 +68,7 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with _locked(self.path):
+            with locked(self.path):
                 self.inspect(identity, resume=resume)
                 self._clean()
                 if self.load("run.json") is None:
@@ -142,20 +137,3 @@ class RunDirectory:
 
 def _is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the directory itself locked: the system lets go of it when the process ends, however it ends."""
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{path}: another process is working in it. Wait for it, or choose another directory.") from None
-        yield
-    finally:
-        os.close(handle)

@@ -21,7 +21,7 @@ from pared.lab.against_group_norm.arms import Arm, fast, measured, projected, sg
 from pared.lab.against_group_norm.peer import GroupNorm, obstacle
 from pared.lab.against_group_norm.verdict import LEARNING, judge
 from pared.lab.experiment import Progress, Row, Verdict
-from pared.prune import Neurons, Taylor
+from pared.prune import Fisher, Neurons
 from pared.training import Task
 
 NETS: Mapping[str, Callable[..., nn.Module]] = {"resnet8": resnet8, "resnet20": resnet20}
@@ -89,8 +89,7 @@ class AgainstGroupNorm:
 
     def keys(self) -> tuple[str, ...]:
         """Networks by seed."""
-        both = [(net, seed) for seed in self.seeds for net in NETS if net == "resnet8" or seed in self.deep_seeds]
-        return tuple(f"{net} seed {seed}" for net, seed in both)
+        return (*(f"resnet8 seed {seed}" for seed in self.seeds), *(f"resnet20 seed {seed}" for seed in self.deep_seeds))
 
     def run(self, progress: Progress, out: Path, done: frozenset[str]) -> Iterator[Row]:
         """Measure the rows that aren't done; their deployed files are left in `out`."""
@@ -137,12 +136,12 @@ class AgainstGroupNorm:
         return arms
 
     def ours(self, keep: float) -> Neurons:
-        """How pared cuts to a share of the multiply-adds: by what the loss would change, in blocks of 8 channels."""
+        """How pared cuts to a share of the multiply-adds: by Fisher information, in blocks of 8 channels."""
         return Neurons(
             keep=keep,
             of="macs",
             scope=self.scope,
-            importance=Taylor(),
+            importance=Fisher(),
             rounds=self.rounds,
             repair=self.repair,
             tune=sgd(self.tune // self.rounds, RATE),
