@@ -107,6 +107,25 @@ def test_shrinking_and_cutting_can_be_done_one_after_the_other() -> None:
     assert all(torch.equal(value, before[name]) for name, value in masked.state_dict().items())
 
 
+@pytest.mark.parametrize("by_size", [False, True])
+def test_a_step_takes_off_as_much_as_it_says(by_size: bool) -> None:
+    def one_step(model: nn.Module, task: Task, train: Train, objective: object = None) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+
+    model = mlp(16)
+    before = torch.cat([model[0].weight, model[0].bias[:, None]], 1).detach().numpy()
+    lengths = np.linalg.norm(before, axis=1, keepdims=True)
+    amount = 0.5 * 0.4 * (np.sqrt(7) if by_size else 1)  # 6 weights and a bias
+    expected = before * np.maximum(0, 1 - amount / lengths)
+    GroupLasso(strength=0.4, by_size=by_size, train="1ep").shrink(model, Task(*[vectors().train] * 3, fit=one_step))
+    after = torch.cat([model[0].weight, model[0].bias[:, None]], 1).detach().numpy()
+    np.testing.assert_allclose(after, expected, atol=1e-6)
+    assert 0 < (after == 0).all(1).sum() < 16 or not by_size
+
+
 def test_a_loop_without_torchs_optimisers_is_refused() -> None:
     task = Task(*[vectors().train] * 3, fit=lambda model, task, train, objective=None: None)
     with pytest.raises(TrainingError, match=r"took no step with a torch\.optim\.Optimizer"):
@@ -155,6 +174,7 @@ def test_groups_reach_over_tied_layers_and_take_in_norms() -> None:
         if name.startswith(("stem", "norm", "outer"))
     )
     assert torch.allclose(stream.norms().square(), torch.as_tensor(expected), rtol=1e-5)
+    assert stream.sizes().tolist() == [2 * 9 + 1 + 2 + 5 * 9 + 2] * 6
     both = next(group for group in GroupLasso(groups=("channels", "filters")).find(model, images()) if group.count == 6)
     read = model.head.weight.square().sum(0) + model.inner[0].weight.square().sum((0, 2, 3))
     assert torch.allclose(both.norms().square(), torch.as_tensor(expected + read), rtol=1e-5)

@@ -242,7 +242,7 @@ def test_a_missing_library_is_a_clear_failure(tmp_path: Path) -> None:
     file = tmp_path / "now.json"
     assert subprocess.run([sys.executable, "-c", code, str(file)], check=False).returncode == 1
     failure = json.loads(file.read_text())["failure"]
-    assert failure.startswith("ModelError: lab.coverage needs timm")
+    assert failure.startswith("ModelError: This experiment needs timm")
     assert "pip install" in failure
 
 

@@ -69,6 +69,14 @@ class Groups:
             squares.index_add_(0, group.reshape(-1), sums.reshape(-1).to(squares))
         return squares[:-1].sqrt()
 
+    def sizes(self) -> Tensor:
+        """How many weights every group has, of shape (count,)."""
+        sizes = torch.zeros(self.count + 1, dtype=self.lead.dtype, device=self.lead.device)
+        for part in self.parts:
+            group = part.group.to(sizes.device).reshape(-1)
+            sizes.index_add_(0, group, torch.full_like(group, part.parameter.numel() // len(group), dtype=sizes.dtype))
+        return sizes[:-1]
+
     def scale(self, factors: Tensor) -> None:
         """Multiply the weights of every group in place."""
         factors = torch.cat([factors, factors.new_ones(1)])

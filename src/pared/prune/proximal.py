@@ -15,7 +15,7 @@ from pared.core.errors import TrainingError
 from pared.training import Task, Train
 
 
-def soft_threshold_factors(norms: Tensor, amount: float) -> Tensor:
+def soft_threshold_factors(norms: Tensor, amount: float | Tensor) -> Tensor:
     """What group soft-thresholding multiplies groups of these norms by: 1 - amount / norm, exactly 0 where the norm is at most `amount`.
 
     >>> soft_threshold_factors(torch.tensor([4.0, 1.0, 0.0]), 1.0).tolist()

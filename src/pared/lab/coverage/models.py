@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from pared.core.errors import ModelError
 from pared.core.seeds import seed_everything
+from pared.lab.libraries import load_library
 
 LIST = Path(__file__).with_name("models.json")
 BACKBONE = ".backbone"  # of a detection model: what comes after it calls operators that are no part of ATen
@@ -39,44 +39,6 @@ def names() -> tuple[str, ...]:
     """
     listed: dict[str, int] = json.loads(LIST.read_text(encoding="utf-8"))
     return tuple(sorted(listed, key=lambda name: (listed[name], name)))
-
-
-def load_library(name: str) -> Any:
-    """Import torchvision or timm; beside a torch that torchvision wasn't built for, its operators are declared first.
-
-    Raises:
-        ModelError: if it isn't installed.
-    """
-    try:
-        _declare_operators()
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ModelError(f"lab.coverage needs {name}, which can't be imported ({error}). Run: pip install torchvision timm") from None
-
-
-_declared: list[torch.library.Library] = []
-
-
-def _declare_operators() -> None:
-    """Detection operators by name only: importing torchvision asks for them, none of the models here calls them."""
-    if _declared or hasattr(torch.ops.torchvision, "nms"):
-        return
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        raise
-    except RuntimeError:  # its binary doesn't fit this torch
-        import sys
-
-        for module in [module for module in sys.modules if module.split(".")[0] == "torchvision"]:
-            del sys.modules[module]
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
-        for operator in ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool", "deform_conv2d"):
-            library.define(f"{operator}(Tensor input) -> Tensor")
-            library.define(f"_{operator}_backward(Tensor input) -> Tensor")
-        _declared.append(library)
 
 
 def build(name: str, seed: int) -> Subject:

@@ -6,7 +6,7 @@ import onnxscript  # noqa: F401
 
 import pared.lab.coverage.worker  # noqa: F401
 from pared.core.errors import ModelError
-from pared.lab.coverage.models import load_library
+from pared.lab.libraries import load_library
 
 with contextlib.suppress(ModelError):  # the worker will say so
     for library in ("torchvision", "timm"):

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from pared.core.errors import ModelError
 from pared.data.transforms import Normalize
-from pared.lab.coverage.models import load_library
+from pared.lab.libraries import load_library
 from pared.lab.repair_without_labels.inputs import CALIBRATION_PHOTOS, EVALUATION_PHOTOS, chosen, crops, paths, topics
 from pared.lab.repair_without_labels.likeness import Cosine, Divergence, embeddings_alike, scores_alike
 from pared.training import Metric, Task
