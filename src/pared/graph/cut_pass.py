@@ -222,6 +222,10 @@ class CutPass(Pass):
 
     def rewrite(self, name: int | str, value: Any) -> None:
         present = self.node.args[name] if isinstance(name, int) and name < len(self.node.args) else self.node.kwargs.get(str(name))
+        if isinstance(present, fx.Node):  # computed, mostly from the batch: a number in its place would fit this batch only
+            if self.analysis.labels.get(present) != value:
+                self.violate("a computed argument would have to change")
+            return
         if isinstance(present, list | tuple):
             present = list(present)
         if present != value and not (present is None and isinstance(name, int)):
