@@ -357,6 +357,22 @@ class HeadsInTheBatch(nn.Module):
         return self.out(mixed.view(batch, self.heads, 3, -1).transpose(1, 2).flatten(2)).mean(1)
 
 
+class Modulated(nn.Module):
+    """Every sample has a kernel of its own: a convolution in as many groups as the batch has samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.style, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(3, 8), nn.Linear(6, 2)
+        self.kernel = nn.Parameter(0.1 * torch.randn(6, 8, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        style = self.style(x.mean((2, 3))).sigmoid()
+        kernels = (self.kernel * style[:, None, :, None, None]).reshape(-1, 8, 3, 3)
+        y = nn.functional.conv2d(self.a(x).relu().reshape(1, -1, height, width), kernels, padding=1, groups=batch)
+        return self.head(y.reshape(batch, -1, height, width).relu().mean((2, 3)))
+
+
 class Auxiliary(nn.Module):
     """A second head that only training mode computes, on features in the middle."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from cut_models import CASES, Auxiliary, build
+from cut_models import CASES, Auxiliary, Modulated, build
 from pared import prune
 from pared.core.errors import CaptureError, ModelError, SettingsError
 from pared.graph import count
@@ -366,3 +366,14 @@ def test_a_network_in_channels_last_stays_so() -> None:
     assert not small[3].weight.is_contiguous()  # type: ignore[index]
     assert cut(rows)[3].weight.is_contiguous()  # type: ignore[index]
     torch.testing.assert_close(small(*example), cut(rows)(*example))
+
+
+def test_as_many_groups_as_samples_stay_so_for_any_batch() -> None:
+    torch.manual_seed(0)
+    model, inputs = Modulated().eval(), (torch.randn(3, 3, 6, 6),)
+    cut = Chooser(0.5, Random(0)).cut(model, inputs)
+    assert cut.model.get_parameter("kernel").shape[:2] == (3, 4)
+    dead = killed(model, cut)
+    for batch in (1, 2, 5):
+        other = (torch.randn(batch, 3, 6, 6),)
+        assert_equal(outputs(dead, other), outputs(cut.model, other))
