@@ -353,7 +353,7 @@ class HeadsInTheBatch(nn.Module):
         batch, length, _ = x.shape
         query, value = (layer(x).view(batch, length, self.heads, -1).transpose(1, 2).flatten(0, 1) for layer in (self.query, self.value))
         query, value = query[:, 1:], value[::1, :-1][:, -3:]
-        mixed = (query.mean(1, keepdim=True)[:][-batch * self.heads :] + value).tanh()
+        mixed = (query.mean(1, keepdim=True)[:] + value).tanh()
         return self.out(mixed.view(batch, self.heads, 3, -1).transpose(1, 2).flatten(2)).mean(1)
 
 
