@@ -67,7 +67,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class StructuredSparsity(BySeed):
-    """Group lasso over the filters of a trained network, against the same training without it.
+    """Group lasso over the filters and channels of a trained network, against the same training without it.
 
     Args:
         epochs: of the dense network.
@@ -84,7 +84,7 @@ class StructuredSparsity(BySeed):
     )
 
     epochs: int = 5
-    strengths: tuple[float, ...] = (0.005, 0.01, 0.02)
+    strengths: tuple[float, ...] = (0.01, 0.0125, 0.015, 0.02)
     train: int = 6
     tune: int = 3
 
@@ -118,7 +118,7 @@ class StructuredSparsity(BySeed):
 
     def attempt(self, dense: nn.Module, task: Task, strength: float) -> Attempt:
         """Train a copy of `dense` with the penalty, cut it, and train what is left without."""
-        lasso = GroupLasso(strength=strength, train=_plan(self.train, 0.0), leave=("fc1",))
+        lasso = GroupLasso(strength=strength, groups=("filters", "channels"), train=_plan(self.train, 0.0), leave=("fc1",))
         masked = copy.deepcopy(dense)
         lasso.shrink(masked, task)
         cut = lasso.cut(masked, task)
