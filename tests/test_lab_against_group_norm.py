@@ -12,7 +12,7 @@ from pared.architecture.nets import resnet8
 from pared.core.errors import ModelError, SettingsError
 from pared.graph import count
 from pared.lab.against_group_norm import arms
-from pared.lab.against_group_norm.arms import Arm, measured, projected, sgd
+from pared.lab.against_group_norm.arms import Arm, fast, measured, projected, sgd
 from pared.lab.against_group_norm.peer import GroupNorm, before_steps, obstacle
 from pared.lab.against_group_norm.run import AgainstGroupNorm
 from pared.lab.against_group_norm.verdict import judge, lost, ratio, table
@@ -213,3 +213,11 @@ def test_rows_that_are_done_are_not_measured_again(tmp_path: Path, monkeypatch: 
     rows = list(AgainstGroupNorm().run(lambda event: None, tmp_path, frozenset({"resnet8 seed 0", "resnet8 seed 2"})))
     assert asked == [("resnet8", 1, "resnet8-seed-1"), ("resnet20", 0, "resnet20-seed-0")]
     assert rows[1] == {"key": "resnet20 seed 0", "net": "resnet20", "seed": 0, "arms": {}}
+
+
+def test_narrow_strided_shortcuts_keep_the_ordinary_format() -> None:
+    def network(inputs: int) -> nn.Sequential:
+        return fast(nn.Sequential(nn.Conv2d(3, inputs, 3), nn.Conv2d(inputs, 4, 1, stride=2)))  # type: ignore[return-value]
+
+    assert network(6)[0].weight.is_contiguous()  # type: ignore[operator, union-attr]
+    assert not network(8)[0].weight.is_contiguous()  # type: ignore[operator, union-attr]
