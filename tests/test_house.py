@@ -50,9 +50,10 @@ def test_imports_go_only_downward() -> None:
 
 def test_public_names_exist_and_are_these() -> None:
     assert pared.__all__ == [
-        "Accuracy", "Budget", "CaptureError", "DataError", "Journal", "Machine", "Method", "ModelError", "ParedError", "Recipe", "Result",
-        "RunError", "SettingsError", "Task", "Train", "TrainingError", "WeightsError", "__version__", "architecture", "bake", "compress",
-        "data", "distill", "dynamic", "evaluate", "fit", "graph", "measure", "prune", "quantize", "recipe", "report", "runtime", "training",
+        "Accuracy", "Budget", "CaptureError", "DataError", "FileError", "Journal", "Machine", "Method", "ModelError", "ParedError",
+        "Recipe", "Result", "RunError", "SettingsError", "Task", "Train", "TrainingError", "WeightsError", "__version__",
+        "architecture", "bake", "codec", "compress", "data", "distill", "dynamic", "evaluate", "fit", "graph", "load", "measure",
+        "prune", "quantize", "recipe", "report", "runtime", "training",
     ]  # fmt: skip
     assert dir(pared) == pared.__all__
     assert all(getattr(pared, name) is not None for name in pared.__all__)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pared.graph import capture
 from pared.quantize import affine_range, choose_qparams, quantize_weight
+from pared.quantize.calibration import calibrate
 
 
 def histogram(values: Tensor, bins: int = 2048) -> tuple[Tensor, float, float]:
@@ -93,6 +95,52 @@ def test_mse_is_the_least_of_all_candidates() -> None:
     best = min(range(1, 101), key=error)
     assert found == pytest.approx((low * best / 100, high * best / 100))
     assert best < 100
+
+
+def test_divergence_clips_outliers_and_keeps_the_body() -> None:
+    values = torch.cat([torch.randn(100_000, generator=torch.Generator().manual_seed(0)).abs(), torch.tensor([40.0])])
+    counts, low, high = histogram(values)
+    found = affine_range(counts, low, high, "kl")
+    assert found[0] == 0.0
+    assert 3.5 < found[1] < 6.0  # 256 of 2048 bins are the narrowest clip
+    both, low, high = histogram(torch.cat([values, -values]))
+    found = affine_range(both, low, high, "kl")
+    assert found[0] == -found[1]
+    assert found[1] < 6.0
+
+
+def test_divergence_against_numpy() -> None:
+    values = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) ** 3
+    counts, low, high = histogram(values.abs(), 256)
+    steps, array = 16, counts.double().numpy()
+
+    def divergence(clip: int) -> float:
+        wanted, kept = array[:clip].copy(), np.zeros(clip)
+        wanted[-1] += array[clip:].sum()
+        for level in range(steps):
+            members = [at for at in range(clip) if at * steps // clip == level and array[at] > 0]
+            kept[members] = array[members].sum() / max(len(members), 1)
+        wanted, kept = wanted / wanted.sum(), np.maximum(kept / kept.sum(), 1e-4 / clip)
+        return float(sum(p * np.log(p / q) for p, q in zip(wanted, kept, strict=True) if p > 0))
+
+    best = min([*range(steps, 256, 8), 256], key=divergence)
+    assert best < 256
+    assert affine_range(counts, low, high, "kl", levels=steps) == pytest.approx((0.0, (best + 0.5) * high / 256))
+
+
+def test_divergence_of_what_fits_clips_nothing() -> None:
+    assert affine_range(torch.ones(100), -1.0, 3.0, "kl") == (-1.0, 3.0)
+    assert affine_range(torch.ones(100), -3.0, 0.0, "kl") == (-3.0, 0.0)
+
+
+def test_running_mean_of_the_extremes_of_batches() -> None:
+    graph = capture(nn.Sequential(nn.ReLU()), torch.zeros(2, 3)).module
+    node = next(node for node in graph.graph.nodes if node.op == "placeholder")
+    batches = [(torch.tensor([[low, 0.5, high]]),) for low, high in ((-1.0, 1.0), (-3.0, 2.0), (0.25, 6.0))]
+    found = calibrate(graph, [node], batches, "ema")[node]
+    weights = np.array([0.99**2, 0.99, 1.0])
+    assert found == pytest.approx((weights @ [-1.0, -3.0, 0.25] / weights.sum(), weights @ [1.0, 2.0, 6.0] / weights.sum()))
+    assert calibrate(graph, [node], [], "ema")[node] == (0.0, 0.0)
 
 
 def test_ties_keep_the_widest_range() -> None:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from pared.core.errors import ModelError, SettingsError
 from pared.core.rules import bake
 from pared.data import load
-from pared.prune.layer_inputs import execution_order, gram_of, unfold
 from pared.prune.masks import prunable
 from pared.prune.obs import obs_prune, output_error, refit
 from pared.prune.patterns import Block, NofM, to_matrix
 from pared.prune.selection import highest, select
 from pared.prune.weights import Weights
 from pared.training import Task, Train
+from pared.training.layer_inputs import execution_order, gram_of, unfold
 
 
 def random_layer(seed: int, rows: int, columns: int, samples: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,18 +146,18 @@ def test_columns_times_weights_are_the_outputs(layer, shape):
     assert torch.allclose(outputs, expected.reshape(outputs.shape), atol=1e-5)
     # the Gram matrix in both orders of columns gives the energy of the outputs
     for pattern in (Block(), NofM(2, 4)):
-        gram, weight = gram_of(layer, inputs, pattern), to_matrix(layer, layer.weight.detach(), pattern).double()
+        gram, weight = gram_of(layer, inputs, isinstance(pattern, NofM)), to_matrix(layer, layer.weight.detach(), pattern).double()
         energy = ((outputs - layer.bias) ** 2).sum().item()
         assert float(((weight @ gram) * weight).sum()) == pytest.approx(energy, rel=1e-4)
 
 
 def test_large_batches_are_taken_in_parts(monkeypatch):
     layer, inputs = nn.Conv2d(2, 3, 3), torch.randn(7, 2, 6, 6)
-    whole = gram_of(layer, inputs, Block())
-    monkeypatch.setattr("pared.prune.layer_inputs._ELEMENTS", 2 * 36 * 9 * 2)
-    assert torch.allclose(gram_of(layer, inputs, Block()), whole, rtol=1e-5)
-    one = gram_of(layer, inputs[0], Block())
-    assert torch.allclose(one, gram_of(layer, inputs[:1], Block()))
+    whole = gram_of(layer, inputs)
+    monkeypatch.setattr("pared.training.layer_inputs._ELEMENTS", 2 * 36 * 9 * 2)
+    assert torch.allclose(gram_of(layer, inputs), whole, rtol=1e-5)
+    one = gram_of(layer, inputs[0])
+    assert torch.allclose(one, gram_of(layer, inputs[:1]))
 
 
 def test_layers_come_in_the_order_of_execution():

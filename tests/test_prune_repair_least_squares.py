@@ -17,11 +17,11 @@ from pared.data import load
 from pared.graph.analysis import Analysis
 from pared.graph.capture import capture
 from pared.graph.cutting import Cut, cut_model
+from pared.graph.equations import LAYERS, Equations, spread_out
 from pared.graph.fold import packet
 from pared.graph.rewritten import Rewritten
 from pared.prune import Magnitude
 from pared.prune.chooser import Chooser
-from pared.prune.layer_equations import LAYERS, Equations, spread_out
 from pared.prune.least_squares import reconstruct
 from pared.prune.normal_equations import ridge
 from pared.training import Task, Train

@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 _PACKAGES = (
     "architecture",
+    "codec",
     "data",
     "distill",
     "dynamic",
@@ -33,6 +34,7 @@ _NAMES = {
     "Budget": "recipe",
     "CaptureError": "core.errors",
     "DataError": "core.errors",
+    "FileError": "core.errors",
     "Journal": "training",
     "Machine": "training",
     "Method": "core.method",
@@ -50,6 +52,7 @@ _NAMES = {
     "compress": "recipe",
     "evaluate": "training",
     "fit": "training",
+    "load": "runtime",
 }
 __all__ = sorted(["__version__", *_PACKAGES, *_NAMES])  # pyright: ignore[reportUnsupportedDunderAll]
 

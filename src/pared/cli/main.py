@@ -165,6 +165,67 @@ def bench(
     _carry_out(work)
 
 
+Source = Annotated[Path, typer.Argument(help="A .pared file.")]
+Target = Annotated[Path, typer.Option("-o", "--out", metavar="DST", help="Where to write.")]
+Workers = Annotated[int, typer.Option("--threads", min=1, help="Threads that work on tensors at once.")]
+
+
+@app.command()
+def pack(
+    source: Annotated[Path, typer.Argument(help="An .onnx or .safetensors file, of pared or not.")],
+    target: Target,
+    prefer: Annotated[str, typer.Option(help="Codings that may be chosen: auto, smallest, static, huffman or raw.")] = "auto",
+    threads: Workers = 1,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Pack SOURCE into a small .pared file.
+
+    Without losing a bit of it; the file is read back and compared before it appears.
+    """
+
+    def work() -> int:
+        from pared.cli.packing import pack
+
+        return pack(source, target, prefer, threads=threads, json=json, quiet=quiet)
+
+    _carry_out(work)
+
+
+@app.command()
+def unpack(source: Source, target: Target, threads: Workers = 1, json: Json = False, quiet: Quiet = False) -> None:
+    """Unpack a .pared file.
+
+    To the .onnx or .safetensors file that it was made from.
+    """
+
+    def work() -> int:
+        from pared.cli.packing import unpack
+
+        return unpack(source, target, threads=threads, json=json, quiet=quiet)
+
+    _carry_out(work)
+
+
+@app.command()
+def inspect(
+    source: Source,
+    picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE", help="Draw it, .svg or .png.")] = None,
+    json: Json = False,
+) -> None:
+    """Show where the bytes of a .pared file go.
+
+    Tensor by tensor: coding, bytes and bits; all of the file is checked on the way.
+    """
+
+    def work() -> int:
+        from pared.cli.packing import inspect
+
+        return inspect(source, picture, json=json)
+
+    _carry_out(work)
+
+
 lab = typer.Typer(help="The experiments: claims, and what came out.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(lab, name="lab")
 

@@ -12,7 +12,8 @@ from pared.cli.setting import load_task, model_for, print_json
 from pared.core.errors import SettingsError
 from pared.prune.sensitivity import sensitivity
 from pared.report import Progress
-from pared.report.sensitivity import check_picture, write_sensitivity
+from pared.report.pictures import check_picture
+from pared.report.sensitivity import write_sensitivity
 
 
 @dataclasses.dataclass(frozen=True)

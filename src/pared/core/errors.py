@@ -7,6 +7,7 @@
     │   └── WeightsError  weights don't fit the model, or aren't finite
     ├── DataError         a data set is missing, damaged, empty or has labels out of range
     ├── TrainingError     training broke down (loss not finite)
+    ├── FileError         a .pared, .onnx or .safetensors file is damaged, cut off, forged or of another version
     └── RunError          a run directory or file can't be used (other run, full disk, nothing to resume)
 
 The command line prints the message of a `ParedError` and exits with status 2; any other exception is a bug in pared.
@@ -47,6 +48,10 @@ class DataError(ParedError):
 
 class TrainingError(ParedError):
     """Training broke down, for example because the loss is not finite."""
+
+
+class FileError(ParedError):
+    """A .pared, .onnx or .safetensors file is damaged, cut off, forged or of a version that this pared doesn't know."""
 
 
 class RunError(ParedError):

@@ -33,7 +33,7 @@ def fold_batch_norm(graph_module: fx.GraphModule) -> fx.GraphModule:
     """
     module = copy.deepcopy(graph_module)
     for node in list(module.graph.nodes):
-        if packet(node) is aten.batch_norm and _can_fold(module, node):
+        if packet(node) is aten.batch_norm and can_fold(module, node):
             _fold(module, node)
     return rebuilt(module)
 
@@ -90,7 +90,19 @@ def argument(node: fx.Node, index: int, default: Any = None) -> Any:
     return node.args[index] if len(node.args) > index else default
 
 
-def _can_fold(module: fx.GraphModule, norm: fx.Node) -> bool:
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of an ATen operator by the names of its schema, defaults included; empty for anything else."""
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None:
+        return {}
+    found = {entry.name: entry.default_value for entry in schema.arguments}
+    found.update(zip(found, node.args, strict=False))
+    found.update(node.kwargs)
+    return found
+
+
+def can_fold(module: fx.GraphModule, norm: fx.Node) -> bool:
+    """Whether a batch norm can become part of the layer before it, see `fold_batch_norm`."""
     layer = argument(norm, 0)
     if not isinstance(layer, fx.Node) or argument(norm, 5) is not False or len(layer.users) != 1:
         return False

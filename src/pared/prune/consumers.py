@@ -11,10 +11,9 @@ from torch import Tensor, fx, nn
 
 from pared.graph.analysis_pass import attribute
 from pared.graph.capture import Captured
-from pared.graph.fold import TRANSPOSED, packet, readers
+from pared.graph.equations import LAYERS, Equations
+from pared.graph.fold import TRANSPOSED, arguments, packet, readers
 from pared.graph.record import record
-from pared.prune.layer_equations import LAYERS, Equations
-from pared.prune.observe import arguments
 
 LARGEST = 2**25  # entries of a layer's Gram matrices; two of them in double precision take half a gigabyte
 

@@ -13,11 +13,11 @@ from pared.core.problems import Problems
 from pared.graph.analysis_pass import attribute
 from pared.graph.capture import Captured, capture
 from pared.graph.cutting import Cut
-from pared.graph.fold import packet
+from pared.graph.equations import Equations
+from pared.graph.fold import arguments, packet
 from pared.prune.consumers import Consumer, consumers
-from pared.prune.layer_equations import Equations
 from pared.prune.normal_equations import HalvedSums, double
-from pared.prune.observe import arguments, fitting, isolated, levels
+from pared.prune.observe import fitting, isolated, levels
 from pared.prune.stepwise import Stepwise, View
 from pared.training import Task
 from pared.training.samples import first_inputs

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TypeAlias
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pared.core.errors import SettingsError
+from pared.core.layers import Layer, readers, stored, weight_names
 from pared.core.problems import Problems
 from pared.core.rules import Mask, add_rule, find_rule
-
-Layer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
 def prunable(model: nn.Module, leave: tuple[str, ...] = (), where: str = "prune.weights") -> dict[str, Layer]:
@@ -35,7 +31,7 @@ def prunable(model: nn.Module, leave: tuple[str, ...] = (), where: str = "prune.
     for path in leave:
         problems.check(path in paths and path != "", "leave", "the path of a module of the model", path)
     problems.raise_if_any()
-    left = {id(stored(owner, name)) for path in leave for owner in paths[path].modules() for name in _weight_names(owner)}
+    left = {id(stored(owner, name)) for path in leave for owner in paths[path].modules() for name in weight_names(owner)}
     layers: dict[str, Layer] = {}
     for path, layer in model.named_modules():
         if not isinstance(layer, Layer) or any(path == name or path.startswith(f"{name}.") for name in leave):
@@ -51,26 +47,6 @@ def prunable(model: nn.Module, leave: tuple[str, ...] = (), where: str = "prune.
     if not layers:
         raise SettingsError(f"{where}: {type(model).__name__} has no convolution or linear layer to prune.")
     return layers
-
-
-def stored(module: nn.Module, name: str) -> nn.Parameter | None:
-    """The parameter behind `name`, or None if the tensor is computed from others by anything else than a mask."""
-    if parametrize.is_parametrized(module, name):
-        assert isinstance(module.parametrizations, nn.ModuleDict)
-        rules = module.parametrizations[name]
-        own = all(isinstance(rule, Mask) for rule in rules) if isinstance(rules, parametrize.ParametrizationList) else False
-        return rules.original if own and isinstance(rules.original, nn.Parameter) else None
-    return module._parameters.get(name)
-
-
-def readers(model: nn.Module, layer: Layer) -> list[tuple[str, nn.Module, str]]:
-    """The modules of `model` that read the layer's weight, with their paths and the name that it has there; tied layers are several."""
-    parameter = stored(layer, "weight")
-    found = []
-    for path, owner in model.named_modules():
-        if not isinstance(owner, parametrize.ParametrizationList):
-            found += [(path, owner, name) for name in list(_weight_names(owner)) if stored(owner, name) is parameter]
-    return found
 
 
 def alive(layer: Layer) -> Tensor:
@@ -106,10 +82,3 @@ def swap_rule(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
             for at, rule in enumerate(rules):
                 if rule is old:
                     rules[at] = new
-
-
-def _weight_names(module: nn.Module) -> Iterator[str]:
-    yield from module._parameters
-    if parametrize.is_parametrized(module):
-        assert isinstance(module.parametrizations, nn.ModuleDict)
-        yield from module.parametrizations

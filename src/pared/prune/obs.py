@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from pared.core.errors import ModelError
-from pared.prune.layer_inputs import execution_order, layer_gram
 from pared.prune.masks import Layer, alive, set_mask, set_weight
 from pared.prune.patterns import NofM, Pattern, from_matrix, pattern_of, to_matrix
 from pared.prune.selection import highest
 from pared.training import Task
+from pared.training.layer_inputs import execution_order, layer_gram
 from pared.training.samples import first_inputs
 
 Pick = Callable[[Tensor], Tensor]
@@ -148,7 +148,7 @@ def prune_layers(
     order = execution_order(model, layers, batches[0])
     for path in order:
         layer = layers[path]
-        gram = layer_gram(model, path, layer, batches, pattern)
+        gram = layer_gram(model, path, layer, batches, inputs_last=isinstance(pattern, NofM))
         if not bool(torch.isfinite(gram).all()):
             raise ModelError(
                 f"prune.weights: {path} reads values that aren't finite, so it can't be repaired. Check the inputs and weights."

@@ -45,17 +45,6 @@ def operator_name(node: fx.Node) -> str:
     return getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
 
 
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of an ATen operator by the names of its schema, defaults included; empty for anything else."""
-    schema = getattr(node.target, "_schema", None)
-    if node.op != "call_function" or schema is None:
-        return {}
-    found = {entry.name: entry.default_value for entry in schema.arguments}
-    found.update(zip(found, node.args, strict=False))
-    found.update(node.kwargs)
-    return found
-
-
 def levels(graph: fx.Graph, members: Mapping[fx.Node, Key]) -> list[list[Key]]:
     """Sort `members` so that whatever reads the result of another stands in a later level; nodes of one key go together.
 

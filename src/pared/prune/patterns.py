@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from pared.core.layers import Layer, inputs_of_group, join_weight, split_weight
 from pared.core.problems import Problems
-from pared.prune.masks import Layer
 from pared.prune.selection import Scope, check_scores, choose
 
 
@@ -144,7 +143,7 @@ def parse_pattern(text: str, where: str = "prune.weights") -> Pattern:
 
 def pattern_of(layer: Layer, pattern: Pattern) -> Pattern:
     """The pattern in the matrix of a layer: N:M groups don't go over from one position of the kernel to the next."""
-    return dataclasses.replace(pattern, run=_inputs(layer)) if isinstance(pattern, NofM) else pattern
+    return dataclasses.replace(pattern, run=inputs_of_group(layer)) if isinstance(pattern, NofM) else pattern
 
 
 def to_matrix(layer: Layer, tensor: Tensor, pattern: Pattern) -> Tensor:
@@ -156,22 +155,16 @@ def to_matrix(layer: Layer, tensor: Tensor, pattern: Pattern) -> Tensor:
     >>> to_matrix(nn.Conv2d(4, 2, 3, groups=2), torch.zeros(2, 2, 3, 3), Block()).shape
     torch.Size([2, 1, 18])
     """
-    if isinstance(layer, _ConvTransposeNd):
-        split = tensor.reshape(layer.groups, _inputs(layer), tensor.shape[1], -1).transpose(1, 2)
-    else:
-        groups = layer.groups if isinstance(layer, _ConvNd) else 1
-        split = tensor.reshape(groups, tensor.shape[0] // groups, tensor.shape[1], -1)
+    split = split_weight(layer, tensor)
     return (split.transpose(2, 3) if isinstance(pattern, NofM) else split).flatten(2)
 
 
 def from_matrix(layer: Layer, matrix: Tensor, pattern: Pattern) -> Tensor:
     """The way back from `to_matrix`: a tensor of the weight's shape."""
-    inputs, (groups, outputs, columns) = _inputs(layer), matrix.shape
+    inputs, (groups, outputs, columns) = inputs_of_group(layer), matrix.shape
     if isinstance(pattern, NofM):
-        split = matrix.view(groups, outputs, columns // inputs, inputs).transpose(2, 3)
-    else:
-        split = matrix.view(groups, outputs, inputs, columns // inputs)
-    return (split.transpose(1, 2) if isinstance(layer, _ConvTransposeNd) else split).reshape(layer.weight.shape)
+        return join_weight(layer, matrix.view(groups, outputs, columns // inputs, inputs).transpose(2, 3))
+    return join_weight(layer, matrix.view(groups, outputs, inputs, columns // inputs))
 
 
 def choose_weights(
@@ -200,16 +193,10 @@ def choose_weights(
     if isinstance(pattern, NofM):
         marks: dict[str, Tensor] = {}
         for path, (score, living) in tables.items():
-            groups = dataclasses.replace(pattern, run=_inputs(layers[path]))
+            groups = dataclasses.replace(pattern, run=inputs_of_group(layers[path]))
             marks[path] = groups.mask(score.masked_fill(~living, -torch.inf))
     else:
         blocks = {path: pattern.score(score, living) for path, (score, living) in tables.items()}
         chosen = choose({path: block[0] for path, block in blocks.items()}, {path: block[1] for path, block in blocks.items()}, keep, scope)
         marks = {path: pattern.spread(chosen[path], *score.shape[1:]) for path, (score, _) in tables.items()}
     return {path: from_matrix(layers[path], mark, pattern) & alive[path] for path, mark in marks.items()}
-
-
-def _inputs(layer: nn.Module) -> int:
-    """Input channels of each group."""
-    assert isinstance(layer, Layer)
-    return layer.weight.shape[0] // layer.groups if isinstance(layer, _ConvTransposeNd) else layer.weight.shape[1]

@@ -11,8 +11,8 @@ from pared.core.errors import ModelError
 from pared.core.problems import Problems
 from pared.graph.analysis_pass import attribute
 from pared.graph.capture import capture
-from pared.graph.fold import packet
-from pared.prune.observe import arguments, fitting, isolated, levels
+from pared.graph.fold import arguments, packet
+from pared.prune.observe import fitting, isolated, levels
 from pared.prune.stepwise import Stepwise
 from pared.training import Task
 from pared.training.samples import first_inputs

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 Range = tuple[float, float]
-RangeMethod = Literal["minmax", "percentile", "mse"]
+RangeMethod = Literal["minmax", "percentile", "mse", "kl"]
 
 ACTIVATION_LEVELS = 256
 PERCENTILE = 99.99
@@ -16,12 +17,21 @@ PERCENTILE = 99.99
 
 _CANDIDATES = 100
 
+_STRIDE = 8
+"""Bins between two clips that "kl" tries: 240 of 2048 bins, which moves the range by a 256th of itself at most."""
+
+_EMPTY = 1e-4
+"""What "kl" takes for the probability of all bins together that the clipped histogram has and the rounded one has not."""
+
 
 def affine_range(counts: Tensor, low: float, high: float, method: RangeMethod = "minmax", *, levels: int = ACTIVATION_LEVELS) -> Range:
     """The range of values to represent, always with 0 in it, so that zero padding is exact.
 
     minmax takes everything. percentile leaves out the outermost 0.01 % of the values. mse shrinks the range in steps of 1 % to where
     the mean squared error of rounding and clipping is least; of several equal ones the widest (whitepaper 1806.08342, section 3).
+    kl clips magnitudes where the histogram with everything beyond put into its last bin, and the same histogram in as many levels as
+    there are integers, differ least in Kullback and Leibler's divergence (the entropy calibration of TensorRT); of equal ones the
+    narrowest.
 
     Args:
         counts: histogram, shape (bins,), of values from `low` to `high` in bins of equal width.
@@ -38,6 +48,8 @@ def affine_range(counts: Tensor, low: float, high: float, method: RangeMethod = 
     low, high = min(low, 0.0), max(high, 0.0)
     if method == "minmax" or low == high or counts.sum() == 0:
         return low, high
+    if method == "kl":
+        return _least_divergence(counts, low, high, levels)
     return _percentile(counts, low, high) if method == "percentile" else _least_squares(counts, low, high, levels)
 
 
@@ -115,3 +127,31 @@ def _least_squares(counts: Tensor, low: float, high: float, levels: int) -> Rang
         if error < least:
             best, least = candidate, error
     return best
+
+
+def _least_divergence(counts: Tensor, low: float, high: float, levels: int) -> Range:
+    """Clip at a bin of the histogram of magnitudes; a range with both signs has half of the integers on each side."""
+    width = (high - low) / len(counts)
+    centres = low + (torch.arange(len(counts), dtype=torch.float64) + 0.5) * width
+    bins = max(1, math.ceil(max(-low, high) / width - 1e-9))
+    places = (centres.abs() / width).long().clamp(max=bins - 1)
+    magnitudes = torch.zeros(bins, dtype=torch.float64).index_add(0, places, counts.detach().cpu().double())
+    steps = levels // 2 if low < 0 < high else levels
+    clips = [*range(steps, bins, _STRIDE), bins]
+    best = min(clips, key=lambda clip: _divergence(magnitudes, clip, steps))
+    limit = max(-low, high) if best == bins else (best + 0.5) * width
+    return max(low, -limit), min(high, limit)
+
+
+def _divergence(counts: Tensor, clip: int, steps: int) -> float:
+    """The divergence of the first `clip` bins, with the rest in the last of them, from what `steps` even levels leave of them."""
+    inside = counts[:clip]
+    wanted = inside.clone()
+    wanted[-1] += counts[clip:].sum()
+    level = torch.arange(clip) * steps // clip
+    filled = (inside > 0).double()
+    sums, members = (torch.zeros(steps, dtype=torch.float64).index_add(0, level, part) for part in (inside, filled))
+    kept = filled * (sums / members.clamp(min=1))[level]
+    wanted, kept = wanted / wanted.sum(), kept / kept.sum().clamp(min=1e-300)
+    seen = wanted > 0
+    return float((wanted[seen] * torch.log(wanted[seen] / kept[seen].clamp(min=_EMPTY / clip))).sum())

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
 
 from pared.core.errors import ModelError
-from pared.quantize.affine import Range, RangeMethod, affine_range
+from pared.quantize.affine import Range, affine_range
 from pared.training.samples import Inputs
 
+CalibrationMethod = Literal["minmax", "ema", "percentile", "mse", "kl"]
+
 BINS = 2048
+DECAY = 0.99
+"""Of the running mean of "ema", as in quantization-aware training (1712.05877, section 3.1: close to 1)."""
 
 
-def calibrate(module: fx.GraphModule, nodes: Collection[fx.Node], batches: Inputs, method: RangeMethod) -> dict[fx.Node, Range]:
+def calibrate(module: fx.GraphModule, nodes: Collection[fx.Node], batches: Inputs, method: CalibrationMethod) -> dict[fx.Node, Range]:
     """The range of values at each of `nodes` over all batches.
+
+    "ema" is the running mean of the extremes of each batch, with a decay of 0.99 and corrected for its beginning, so that of few batches
+    it is nearly their plain mean; all others look at all values together, see `affine_range`.
 
     Raises:
         ModelError: if values aren't finite.
     """
     extremes: dict[fx.Node, _Extremes] = {node: _Extremes() for node in nodes}
     _run(module, extremes, batches)
+    if method == "ema":
+        return {node: seen.running() for node, seen in extremes.items()}
     if method == "minmax":
         return {node: (min(seen.low, 0.0), max(seen.high, 0.0)) for node, seen in extremes.items()}
     histograms = {node: _Histogram(min(seen.low, 0.0), max(seen.high, 0.0)) for node, seen in extremes.items()}
@@ -35,6 +44,8 @@ def calibrate(module: fx.GraphModule, nodes: Collection[fx.Node], batches: Input
 class _Extremes:
     low: float = float("inf")
     high: float = float("-inf")
+    sums: tuple[float, float] = (0.0, 0.0)
+    weight: float = 0.0
 
     def note(self, value: Tensor, name: str) -> None:
         if value.numel() == 0:
@@ -43,6 +54,14 @@ class _Extremes:
         if not (abs(low) < float("inf") and abs(high) < float("inf")):
             raise ModelError(f"{name}: values aren't finite on the calibration data, so they have no range. Check the inputs and weights.")
         self.low, self.high = min(self.low, low), max(self.high, high)
+        self.sums = DECAY * self.sums[0] + (1 - DECAY) * low, DECAY * self.sums[1] + (1 - DECAY) * high
+        self.weight = DECAY * self.weight + 1 - DECAY
+
+    def running(self) -> Range:
+        """The running mean, with 0 in it."""
+        if self.weight == 0:
+            return 0.0, 0.0
+        return min(self.sums[0] / self.weight, 0.0), max(self.sums[1] / self.weight, 0.0)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from pared.architecture import LowRank
 from pared.distill import Teach
 from pared.dynamic import Exits
 from pared.prune import Blocks, GroupLasso, GrowingRegularization, Movement, Neurons, Regrow, Weights
-from pared.quantize import Int8
+from pared.quantize import Bits, Clusters, Int8, Rounding
 from pared.training import Train
 
 METHODS: tuple[type, ...] = (
@@ -26,6 +26,9 @@ METHODS: tuple[type, ...] = (
     Regrow,
     Teach,
     Int8,
+    Bits,
+    Rounding,
+    Clusters,
     LowRank,
     Exits,
     Train,

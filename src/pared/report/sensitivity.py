@@ -2,62 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from pared.core.errors import RunError, SettingsError
-from pared.core.files import write_atomic
 from pared.prune.sensitivity import ClassSensitivity, Sensitivity
 from pared.report.charts import shorten
+from pared.report.pictures import FONT, LINE, MUTED, STYLE, check_picture, save
 
 NAMED = 8  # lines with a colour and a name; more can't be told apart
-_INK, _MUTED, _LINE, _PAPER = "#1b1f24", "#59636e", "#d8dde2", "#ffffff"
 # dark enough for text on white, and different in lightness as well as in hue
 _COLOURS = ("#0b6b63", "#d55e00", "#0072b2", "#aa3377", "#8a6d00", "#56a0d3", "#6b4c9a", "#4d4d4d")
-_FONT = 10.0
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "pared-sensitivity",
-    "font.size": _FONT,
-    "font.family": ["DejaVu Sans"],
-    "text.color": _INK,
-    "axes.labelcolor": _MUTED,
-    "axes.edgecolor": _LINE,
-    "figure.facecolor": _PAPER,
-    "axes.facecolor": _PAPER,
-    "xtick.color": _LINE,
-    "ytick.color": _LINE,
-    "xtick.labelcolor": _MUTED,
-    "ytick.labelcolor": _MUTED,
-    "grid.color": _LINE,
-    "grid.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.unicode_minus": False,
-}
-
-
-def check_picture(path: str | Path) -> Path:
-    """A path that a picture can be written to.
-
-    Raises:
-        SettingsError: if it doesn't end in .svg or .png.
-        RunError: if its folder doesn't exist.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in (".svg", ".png"):
-        raise SettingsError(f"the picture must be a file that ends in .svg or .png. Got {path}.")
-    if not path.parent.is_dir():
-        raise RunError(f"{path.parent}: no such folder, so the picture can't be written there.")
-    return path
 
 
 def write_sensitivity(found: Sensitivity, path: str | Path) -> Path:
@@ -75,23 +34,17 @@ def write_sensitivity(found: Sensitivity, path: str | Path) -> Path:
         RunError: if the folder doesn't exist, or the file can't be written.
     """
     path = check_picture(path)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.2))
         axes = figure.add_axes((0.08, 0.13, 0.62, 0.77))
         _frame(axes, found)
         ranked = found.ranked()
         for each in reversed(ranked[NAMED:]):
-            axes.plot(*_line(found, each), color=_MUTED, linewidth=0.8, alpha=0.35)
+            axes.plot(*_line(found, each), color=MUTED, linewidth=0.8, alpha=0.35)
         for each, colour in reversed(list(zip(ranked, _COLOURS, strict=False))):
             axes.plot(*_line(found, each), color=colour, linewidth=1.6, marker="o", markersize=3.5, clip_on=False)
         _name_lines(axes, found, ranked)
-        stream = io.BytesIO()
-        kind = path.suffix.lower().removeprefix(".")
-        metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-            figure.savefig(stream, format=kind, dpi=160, metadata=metadata)
-    write_atomic(path, stream.getvalue())
+        save(figure, path)
     return path
 
 
@@ -108,8 +61,8 @@ def _frame(axes: Axes, found: Sensitivity) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
     axes.set_xlabel("neurons of one class that are kept")
-    axes.set_title(f"{found.metric.capitalize()} on the validation split", loc="left", fontsize=_FONT, color=_MUTED)
-    axes.axhline(found.original, color=_LINE, linewidth=1.2, linestyle=(0, (4, 3)), zorder=0)
+    axes.set_title(f"{found.metric.capitalize()} on the validation split", loc="left", fontsize=FONT, color=MUTED)
+    axes.axhline(found.original, color=LINE, linewidth=1.2, linestyle=(0, (4, 3)), zorder=0)
     axes.grid(axis="y")
     axes.set_axisbelow(True)
 
@@ -130,13 +83,13 @@ def _name_lines(axes: Axes, found: Sensitivity, ranked: list[ClassSensitivity]) 
             textcoords="axes fraction",
             va="center",
             color=colour,
-            arrowprops={"arrowstyle": "-", "color": _LINE, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 1, "relpos": (0, 0.5)},
+            arrowprops={"arrowstyle": "-", "color": LINE, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 1, "relpos": (0, 0.5)},
             annotation_clip=False,
             parse_math=False,
         )
     more = len(ranked) - len(named)
     if more > 0:
-        axes.text(1.04, 1.06, f"{more} more in grey", transform=axes.transAxes, color=_MUTED, va="center")
+        axes.text(1.04, 1.06, f"{more} more in grey", transform=axes.transAxes, color=MUTED, va="center")
     axes.set_ylim(low, high)
 
 
@@ -155,6 +108,3 @@ def _apart(values: list[float], gap: float, low: float, high: float) -> list[flo
         heights[place] = min(heights[place], ceiling)
         ceiling = heights[place] - gap
     return heights
-
-
-__all__ = ["check_picture", "write_sensitivity"]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from pared.codec import PackedFile, to_onnx
 from pared.core.errors import ModelError, RunError
 
 _FATAL = 4  # onnxruntime's log level: errors come as exceptions, nothing else is of use on a user's screen
@@ -20,11 +21,12 @@ class Engine:
     Graph optimisation is on in full; threads don't spin while they wait, since a spinning pool steals time from the next session.
 
     Args:
-        path: an ONNX file.
+        path: an ONNX file, or a `.pared` file that holds one, which is unpacked in memory.
         threads: of one operator; 1 by default because measurements with more need a machine of one's own.
 
     Raises:
         RunError: if the file is missing, damaged, or uses an operator that the engine lacks.
+        FileError: if a `.pared` file is damaged, or holds no model.
 
     >>> import onnx, tempfile
     >>> graph = onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 17]> g (float[n] x) => (float[n] y) { y = Relu(x) }')
@@ -38,8 +40,10 @@ class Engine:
         self.path, self.threads = Path(path), threads
         if not self.path.is_file():
             raise RunError(f"{self.path}: there is no such file.")
+        packed = self.path.suffix == ".pared"
+        content = to_onnx(PackedFile(self.path)).SerializeToString() if packed else str(self.path)
         try:
-            self._session = onnxruntime.InferenceSession(str(self.path), session_options(threads), providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(content, session_options(threads), providers=["CPUExecutionProvider"])
         except Exception as error:
             raise RunError(f"{self.path}: ONNX Runtime can't load this file. {_first_line(error)} Export it again.") from error
         self.input_names = tuple(value.name for value in self._session.get_inputs())
@@ -67,6 +71,28 @@ class Engine:
         except Exception as error:
             shapes = ", ".join(str(array.shape) for array in arrays)
             raise ModelError(f"{self.path}: can't run on inputs of shape {shapes}. {_first_line(error)}") from error
+
+
+def load(path: str | Path, threads: int = 1) -> Engine:
+    """A deployed file, ready to run: an `.onnx` file, or a `.pared` file that holds one.
+
+    Args:
+        path: the file.
+        threads: of one operator.
+
+    Raises:
+        RunError: if the file is missing, damaged, or uses an operator that the engine lacks.
+        FileError: if a `.pared` file is damaged, or holds no model.
+
+    >>> import onnx, pared, tempfile
+    >>> graph = onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 17]> g (float[n] x) => (float[n] y) { y = Relu(x) }')
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     onnx.save(graph, folder + "/relu.onnx")
+    ...     pared.codec.pack(folder + "/relu.onnx", folder + "/relu.pared")
+    ...     pared.load(folder + "/relu.pared").run(np.array([-1.0, 2.0], dtype=np.float32))
+    [array([0., 2.], dtype=float32)]
+    """
+    return Engine(path, threads)
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:

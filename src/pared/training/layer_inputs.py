@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from pared.prune.layer_equations import Equations
-from pared.prune.masks import Layer, readers
-from pared.prune.patterns import NofM, Pattern
+from pared.core.layers import Layer, readers
+from pared.graph.equations import Equations
 from pared.training.check import run
 from pared.training.evaluate import evaluating
 
@@ -69,11 +68,15 @@ def _output_sizes(equations: Equations, x: Tensor) -> list[int]:
     return sizes
 
 
-def gram_of(layer: Layer, inputs: Tensor, pattern: Pattern) -> Tensor:
-    """XᵀX of the columns in the order of `to_matrix`: shape (groups, columns, columns), in double precision.
+def gram_of(layer: Layer, inputs: Tensor, inputs_last: bool = False) -> Tensor:
+    """XᵀX of the columns of every group: shape (groups, columns, columns), in double precision.
 
-    >>> from pared.prune.patterns import Block
-    >>> gram_of(nn.Linear(2, 3), torch.tensor([[1.0, 2.0]]), Block()).tolist()
+    Args:
+        layer: a linear layer or a convolution.
+        inputs: what it is called with.
+        inputs_last: columns are (*kernel, inputs) flattened, instead of (inputs, *kernel).
+
+    >>> gram_of(nn.Linear(2, 3), torch.tensor([[1.0, 2.0]])).tolist()
     [[[1.0, 2.0], [2.0, 4.0]]]
     """
     kernel = 1 if isinstance(layer, nn.Linear) else math.prod(layer.kernel_size)
@@ -82,7 +85,7 @@ def gram_of(layer: Layer, inputs: Tensor, pattern: Pattern) -> Tensor:
     total = None
     for part in inputs.split(at_once) if _is_batch(layer, inputs) else [inputs]:
         columns = unfold(layer, part).movedim(0, 1)
-        rows = (columns.transpose(2, 3) if isinstance(pattern, NofM) else columns).flatten(2)
+        rows = (columns.transpose(2, 3) if inputs_last else columns).flatten(2)
         found = (rows.transpose(1, 2) @ rows).double()
         total = found if total is None else total + found
     assert total is not None
@@ -100,13 +103,13 @@ def execution_order(model: nn.Module, layers: Mapping[str, Layer], inputs: tuple
     return list(called)
 
 
-def layer_gram(model: nn.Module, path: str, layer: Layer, batches: Iterable[tuple[Tensor, ...]], pattern: Pattern) -> Tensor:
+def layer_gram(model: nn.Module, path: str, layer: Layer, batches: Iterable[tuple[Tensor, ...]], inputs_last: bool = False) -> Tensor:
     """XᵀX of all that the layer is called with while `model` runs over the batches, in all the places where its weight is used."""
     total = torch.zeros(())
 
     def add(_: str, module: Layer, inputs: Tensor) -> None:
         nonlocal total
-        total = total.to(inputs.device) + gram_of(module, inputs.detach().float(), pattern)
+        total = total.to(inputs.device) + gram_of(module, inputs.detach().float(), inputs_last)
 
     with _watching(model, {path: layer}, add), evaluating(model):
         for inputs in batches:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from pared.graph.fold import CONVOLUTIONS, TRANSPOSED, packet
-from pared.prune.observe import arguments
+from pared.graph.fold import CONVOLUTIONS, TRANSPOSED, arguments, packet
 
 LAYERS = frozenset({torch.ops.aten.linear, *CONVOLUTIONS, *TRANSPOSED})
 

@@ -1,0 +1,96 @@
+"""Finding the grid that numbers lie on: the step s of which every one of them is a whole multiple, to the last bit."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_STEPS = 64
+"""The smallest magnitude is looked for among the first so many multiples of the step."""
+
+_REACH = 4  # floats around the middle of the possible steps that are tried
+
+
+def find_step(values: NDArray[np.floating]) -> float | None:
+    """The largest step with `dtype(k) * step == value` exactly for whole k and all of `values`, or None.
+
+    A product is rounded once, in the type of the values, as every processor does it. What isn't finite lies on no grid.
+
+    Args:
+        values: any shape, float16, float32 or float64.
+
+    >>> step = np.float32(0.1)
+    >>> found = find_step(np.array([3, -5, 0, 8], np.float32) * step)
+    >>> bool(found == step), find_step(np.array([1.0, np.pi]))
+    (True, None)
+    """
+    if not np.isfinite(values).all():
+        return None
+    magnitudes = np.unique(np.abs(values[values != 0]))
+    if len(magnitudes) == 0:
+        return 1.0
+    digits = np.finfo(values.dtype).nmant
+    exact = magnitudes.astype(np.float64)
+    for divisor in range(1, MOST_STEPS + 1):
+        step = float(exact[0]) / divisor
+        multiples = np.rint(exact / step)
+        if multiples[-1] > 2.0 ** (digits - 1):
+            return None
+        if (np.abs(exact - multiples * step) <= exact * 2.0 ** (1 - digits)).all():
+            found = _refine(magnitudes, multiples)
+            if found is not None:
+                return found
+    return None
+
+
+def multiples(values: NDArray[np.floating], step: NDArray[np.floating]) -> tuple[NDArray[np.int64], bool] | None:
+    """The whole k with `k * step == value`, bit for bit, or None if there are none.
+
+    Args:
+        values: shape (rows, columns).
+        step: broadcasts against `values`, of the same type.
+
+    Returns:
+        The multiples, and whether there are minus zeros: then they are -1, and what is below zero is one less than its multiple.
+
+    >>> multiples(np.array([[0.5, -1.5]]), np.array(0.5))
+    (array([[ 1, -3]]), False)
+    >>> multiples(np.array([[0.5, -0.0, -1.5]]), np.array(0.5))
+    (array([[ 1, -1, -4]]), True)
+    """
+    found = np.rint(values.astype(np.float64) / step.astype(np.float64)).astype(np.int64)
+    signed = bool((np.signbit(values) & (values == 0)).any())
+    if signed:
+        found -= np.signbit(values)
+    same = np.array_equal(at(found, step, values.dtype, signed=signed).view(np.uint8), values.view(np.uint8))
+    return (found, signed) if same else None
+
+
+def at(found: NDArray[np.int64], step: NDArray[np.floating], dtype: np.dtype, *, signed: bool = False) -> NDArray[np.floating]:
+    """The values at multiples of a step, rounded once; `signed` as `multiples` returns it.
+
+    >>> at(np.array([2, 0, -1]), np.array(0.5, np.float32), np.dtype("f4")).tolist()
+    [1.0, 0.0, -0.5]
+    >>> at(np.array([2, 0, -1]), np.array(0.5), np.dtype("f8"), signed=True).tolist()
+    [1.0, 0.0, -0.0]
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not signed:
+            return found.astype(dtype) * step.astype(dtype)
+        return np.copysign((found + (found < 0)).astype(dtype) * step.astype(dtype), np.where(found < 0, -1, 1).astype(dtype))
+
+
+def _refine(magnitudes: NDArray[np.floating], multiples: NDArray[np.float64]) -> float | None:
+    """The float of the type of `magnitudes` that gives all of them, from the interval that every one of them leaves."""
+    kind = magnitudes.dtype.type
+    half = np.spacing(magnitudes).astype(np.float64) / 2
+    exact = magnitudes.astype(np.float64)
+    low, high = float(((exact - half) / multiples).max()), float(((exact + half) / multiples).min())
+    candidate = kind((low + high) / 2)
+    for _ in range(_REACH):
+        candidate = np.nextafter(candidate, kind(0))
+    for _ in range(2 * _REACH + 1):
+        if candidate > 0 and np.array_equal(multiples.astype(kind) * candidate, magnitudes):
+            return float(candidate)
+        candidate = np.nextafter(candidate, kind(np.inf))
+    return None

@@ -1,0 +1,203 @@
+"""What a tensor is made of: a grid, a table of few values, integers, or numbers of all kinds. Found in the values alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pared.codec import grids
+from pared.codec.cursor import Cursor, number
+from pared.codec.elements import Layout, ordered
+from pared.core.errors import FileError
+
+MOST_VALUES = 1 << 12
+"""The largest table of values."""
+
+_MOST_MULTIPLE = (1 << 31) - 1
+
+
+class Kind(IntEnum):
+    """What the integers of a tensor stand for, or how it is stored without any; the numbers are those in the file."""
+
+    RAW = 0
+    PLANES = 1
+    ZSTD = 2
+    INTEGERS = 3
+    NIBBLES = 4
+    TABLE = 5
+    GRID = 6
+    GRID_ROWS = 7
+    GRID_COLUMNS = 8
+    SIGNED_GRID = 9
+    SIGNED_GRID_ROWS = 10
+    SIGNED_GRID_COLUMNS = 11
+
+
+_SIGNED: dict[Kind, Kind] = {  # with minus zeros
+    Kind.GRID: Kind.SIGNED_GRID,
+    Kind.GRID_ROWS: Kind.SIGNED_GRID_ROWS,
+    Kind.GRID_COLUMNS: Kind.SIGNED_GRID_COLUMNS,
+}
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """A tensor as integers.
+
+    Args:
+        kind: what they stand for.
+        head: what is needed to turn them back: an offset, a table or steps.
+        matrix: the integers, shape (rows, columns).
+    """
+
+    kind: Kind
+    head: bytes
+    matrix: NDArray[np.int64]
+
+
+def meanings(bits: NDArray[np.unsignedinteger], layout: Layout) -> Iterator[Meaning]:
+    """All the ways in which a tensor's entries can be seen as integers, the likeliest first.
+
+    Args:
+        bits: the entries, shape (count,), as unsigned integers.
+        layout: their type and shape.
+    """
+    shape, family = layout.matrix, layout.element.family
+    unique = np.unique(bits)
+    if family == "integer":
+        yield from _offset(bits, layout)
+    if layout.element.dtype == "<u1" and len(unique) > 1:
+        halves = np.stack([bits & 15, bits >> 4], axis=1).astype(np.int64)
+        offset = int(np.argmax(np.bincount(halves.reshape(-1), minlength=16)))
+        yield Meaning(Kind.NIBBLES, bytes([offset]), (halves - offset).reshape(shape[0], 2 * shape[1]))
+    found = False
+    if family == "float":
+        for meaning in _on_grids(bits.view(layout.element.dtype), shape, unique.view(layout.element.dtype)):
+            found = True
+            yield meaning
+    few = len(unique) <= MOST_VALUES and 2 * len(unique) <= max(len(bits), 2)
+    if few and family != "integer" and not (found and len(unique) > MOST_VALUES // 4):
+        yield _table(bits, layout, unique)
+
+
+def _offset(bits: NDArray[np.unsignedinteger], layout: Layout) -> Iterator[Meaning]:
+    values = bits.view(layout.element.dtype)
+    unique, counts = np.unique(values, return_counts=True)
+    offset = int(unique[np.argmax(counts)])
+    if int(unique[-1]) - offset <= _MOST_MULTIPLE and offset - int(unique[0]) <= _MOST_MULTIPLE:
+        head = (offset % (1 << 8 * layout.element.size)).to_bytes(layout.element.size, "little")
+        difference = values - np.array(offset, values.dtype) if layout.element.size == 8 else values.astype(np.int64) - offset
+        yield Meaning(Kind.INTEGERS, head, difference.astype(np.int64).reshape(layout.matrix))
+
+
+def _on_grids(values: NDArray[np.floating], shape: tuple[int, int], unique: NDArray[np.floating]) -> Iterator[Meaning]:
+    matrix = values.reshape(shape)
+    step = grids.find_step(unique)
+    if step is not None:
+        yield from _multiples(Kind.GRID, matrix, np.array(step, values.dtype))
+        return
+    for kind, axis in ((Kind.GRID_ROWS, 1), (Kind.GRID_COLUMNS, 0)):
+        lines = matrix if axis == 1 else matrix.T
+        if min(shape) > 1 and (steps := _steps(lines)) is not None:
+            yield from _multiples(kind, matrix, np.expand_dims(np.array(steps, values.dtype), axis))
+
+
+def _steps(lines: NDArray[np.floating]) -> list[float] | None:
+    """The step of every line's grid, or None as soon as a line has none."""
+    found: list[float] = []
+    for line in lines:
+        step = grids.find_step(line)
+        if step is None:
+            return None
+        found.append(step)
+    return found
+
+
+def _multiples(kind: Kind, matrix: NDArray[np.floating], steps: NDArray[np.floating]) -> Iterator[Meaning]:
+    found = grids.multiples(matrix, steps)
+    if found is not None and np.abs(found[0]).max(initial=0) <= _MOST_MULTIPLE:
+        yield Meaning(_SIGNED[kind] if found[1] else kind, steps.tobytes(), found[0])
+
+
+def _table(bits: NDArray[np.unsignedinteger], layout: Layout, unique: NDArray[np.unsignedinteger]) -> Meaning:
+    """Entries as their ranks in a sorted table, counted from zero's place, or from the most frequent value's where there is no zero."""
+    keys = ordered(unique, layout.element.family)
+    table = unique[np.argsort(keys)]
+    ranks = np.searchsorted(np.sort(keys), ordered(bits, layout.element.family))
+    zero = np.flatnonzero(table == 0)
+    centre = int(zero[0]) if len(zero) else int(np.argmax(np.bincount(ranks, minlength=1)))
+    return Meaning(Kind.TABLE, number(len(table)) + number(centre) + table.tobytes(), (ranks - centre).reshape(layout.matrix))
+
+
+def matrix_shape(kind: Kind, layout: Layout) -> tuple[int, int]:
+    """Rows and columns of the integers of a tensor."""
+    rows, columns = layout.matrix
+    return (rows, 2 * columns) if kind is Kind.NIBBLES else (rows, columns)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What is needed to turn integers back into entries.
+
+    Args:
+        kind: what the integers stand for.
+        values: an offset, the table or the steps.
+        centre: of a table: the rank that 0 stands for.
+    """
+
+    kind: Kind
+    values: NDArray[np.generic]
+    centre: int = 0
+
+
+def read_head(cursor: Cursor, kind: Kind, layout: Layout) -> Head:
+    """Read what `Meaning.head` holds.
+
+    Raises:
+        FileError: if it is cut off, or of a kind that a tensor of this type can't be.
+    """
+    element, (rows, columns) = layout.element, layout.matrix
+    if kind is Kind.INTEGERS and element.family == "integer":
+        return Head(kind, np.frombuffer(cursor.take(element.size, "an offset"), element.dtype))
+    if kind is Kind.NIBBLES and element.dtype == "<u1":
+        return Head(kind, np.frombuffer(cursor.take(1, "an offset"), np.uint8))
+    if kind is Kind.TABLE:
+        count = cursor.number("the size of a table", MOST_VALUES)
+        centre = cursor.number("the place of zero", max(count - 1, 0))
+        return Head(kind, np.frombuffer(cursor.take(count * element.size, "a table of values"), element.bits), centre)
+    for plain, count in zip(_SIGNED, (1, rows, columns), strict=True):
+        if element.family != "float" or kind not in (plain, _SIGNED[plain]):
+            continue
+        return Head(kind, np.frombuffer(cursor.take(count * element.size, "the steps of a grid"), element.dtype))
+    raise cursor.error(f"a tensor of {element.name} can't be stored as {kind.name}")
+
+
+def entries(head: Head, matrix: NDArray[np.int64], layout: Layout) -> NDArray[np.unsignedinteger]:
+    """The entries that integers stand for, shape (count,), as unsigned integers.
+
+    Raises:
+        FileError: if an integer stands for none.
+    """
+    bits = layout.element.bits
+    if head.kind is Kind.NIBBLES:
+        halves = (matrix + int(head.values[0])).reshape(-1, 2)
+        _check(halves, 0, 15)
+        return (halves[:, 0] | halves[:, 1] << 4).astype(bits)
+    if head.kind is Kind.TABLE:
+        ranks = matrix.reshape(-1) + head.centre
+        _check(ranks, 0, len(head.values) - 1)
+        return head.values[ranks]  # pyright: ignore[reportReturnType]
+    if head.kind is Kind.INTEGERS:
+        return (matrix.reshape(-1).astype(bits) + head.values.view(bits)).astype(bits)
+    steps = head.values[:, None] if head.kind in (Kind.GRID_ROWS, Kind.SIGNED_GRID_ROWS) else head.values
+    signed = head.kind in _SIGNED.values()
+    return grids.at(matrix, steps, np.dtype(layout.element.dtype), signed=signed).reshape(-1).view(bits)  # pyright: ignore[reportArgumentType]
+
+
+def _check(values: NDArray[np.int64], low: int, high: int) -> None:
+    if values.min(initial=low) < low or values.max(initial=low) > high:
+        raise FileError("an integer stands for no value.")

@@ -1,0 +1,68 @@
+"""The layers that multiply by a weight: which modules share it, and what it looks like as a matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeAlias
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils import parametrize
+
+from pared.core.rules import Mask
+
+Layer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+
+
+def stored(module: nn.Module, name: str) -> nn.Parameter | None:
+    """The parameter behind `name`, or None if the tensor is computed from others by anything else than a mask."""
+    if parametrize.is_parametrized(module, name):
+        assert isinstance(module.parametrizations, nn.ModuleDict)
+        rules = module.parametrizations[name]
+        own = all(isinstance(rule, Mask) for rule in rules) if isinstance(rules, parametrize.ParametrizationList) else False
+        return rules.original if own and isinstance(rules.original, nn.Parameter) else None
+    return module._parameters.get(name)
+
+
+def readers(model: nn.Module, layer: Layer) -> list[tuple[str, nn.Module, str]]:
+    """The modules of `model` that read the layer's weight, with their paths and the name that it has there; tied layers are several."""
+    parameter = stored(layer, "weight")
+    found = []
+    for path, owner in model.named_modules():
+        if not isinstance(owner, parametrize.ParametrizationList):
+            found += [(path, owner, name) for name in list(weight_names(owner)) if stored(owner, name) is parameter]
+    return found
+
+
+def weight_names(module: nn.Module) -> Iterator[str]:
+    """The names of a module's own parameters, those under a parametrization among them."""
+    yield from module._parameters
+    if parametrize.is_parametrized(module):
+        assert isinstance(module.parametrizations, nn.ModuleDict)
+        yield from module.parametrizations
+
+
+def split_weight(layer: Layer, tensor: Tensor) -> Tensor:
+    """A tensor of the weight's shape with its axes told apart: shape (groups, outputs, inputs, positions of the kernel).
+
+    Outputs and inputs are those of one group.
+
+    >>> import torch
+    >>> split_weight(nn.Conv2d(4, 2, 3, groups=2), torch.zeros(2, 2, 3, 3)).shape
+    torch.Size([2, 1, 2, 9])
+    """
+    positions = tensor.shape[2:].numel()
+    if isinstance(layer, _ConvTransposeNd):
+        return tensor.reshape(layer.groups, inputs_of_group(layer), tensor.shape[1], positions).transpose(1, 2)
+    groups = layer.groups if isinstance(layer, _ConvNd) else 1
+    return tensor.reshape(groups, tensor.shape[0] // groups, tensor.shape[1], positions)
+
+
+def join_weight(layer: Layer, split: Tensor) -> Tensor:
+    """The way back from `split_weight`: a tensor of the weight's shape."""
+    return (split.transpose(1, 2) if isinstance(layer, _ConvTransposeNd) else split).reshape(layer.weight.shape)
+
+
+def inputs_of_group(layer: Layer) -> int:
+    """Input channels of each group."""
+    return layer.weight.shape[0] // layer.groups if isinstance(layer, _ConvTransposeNd) else layer.weight.shape[1]
