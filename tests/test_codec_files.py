@@ -271,6 +271,7 @@ def header(shape: list[int], dtype: str = "F32") -> bytes:
         (forged(header([4096]), [b"\x06" + b"\0" * 9]), "after tensor 'w'"),
         (forged(header([16]), [b"\x06\0\0\x80?\1"]), "after tensor 'w'"),
         (forged(header([16]), [b"\x06\0"]), "cut off"),
+        (forged(header([0, 1 << 62]), [b"\x16\0\0\x80?\0\0\0"]), "can't be held in memory"),
         (forged(header([16]), [b"\x16\0\0\x80?\xff\xff\xff\xff\x7f"]), "at most"),
         (forged(header([16]), [b"\x05\xff\xff\x7f\0"]), "at most"),
         (forged(header([16]), [b"\x02\x04abcd"]), "can't be unpacked"),

@@ -176,6 +176,8 @@ class PackedFile:
         except FileError as error:
             reason = str(error).removeprefix(f"{self.path}: ")
             raise FileError(f"{self.path}: tensor {tensor.name!r}: {reason}") from None
+        except (ValueError, OverflowError, MemoryError) as error:  # a shape that no array can have, or more than this machine has
+            raise FileError(f"{self.path}: tensor {tensor.name!r} can't be held in memory ({error}).") from None
 
     def contents(self, threads: int = 1, progress: Callable[[int], None] | None = None) -> Iterator[tuple[int, bytes]]:
         """All tensors as their numbers and entries, block by block.

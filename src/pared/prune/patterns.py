@@ -152,6 +152,7 @@ def to_matrix(layer: Layer, tensor: Tensor, pattern: Pattern) -> Tensor:
     Columns are those of im2col, (inputs, *kernel) flattened. For N:M they are (*kernel, inputs), so that consecutive columns are
     consecutive input channels at one position of the kernel, which is the axis that hardware contracts.
 
+    >>> from torch import nn
     >>> to_matrix(nn.Conv2d(4, 2, 3, groups=2), torch.zeros(2, 2, 3, 3), Block()).shape
     torch.Size([2, 1, 18])
     """
@@ -183,6 +184,7 @@ def choose_weights(
     Raises:
         WeightsError: naming a layer whose scores contain NaN.
 
+    >>> from torch import nn
     >>> layer = nn.Linear(4, 1)
     >>> scores, alive = torch.tensor([[1.0, 4.0, 3.0, 3.0]]), torch.ones(1, 4, dtype=torch.bool)
     >>> choose_weights({"a": layer}, {"a": scores}, {"a": alive}, 0.5, "global", Block(1, 2))
