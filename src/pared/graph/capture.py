@@ -60,7 +60,7 @@ def capture(model: nn.Module, example_inputs: Tensor | Sequence[Any], *, train: 
     (True, torch.Size([5, 2]))
     """
     inputs = batch_of_two(as_inputs(example_inputs))
-    with training_mode(model, train), _quiet():
+    with training_mode(model, train), quiet():
         _try_running(model, inputs)
         error: Exception | None = None
         one_batch = torch.export.Dim("batch", min=2 if train else 1)  # batch norm in training mode refuses a batch of one
@@ -89,9 +89,15 @@ def as_inputs(example_inputs: Tensor | Sequence[Any]) -> Inputs:
 
 def batch_of_two(inputs: Inputs) -> Inputs:
     """Repeat a batch of one, so that the batch can stay symbolic."""
-    if _batch_size(inputs) != 1:
+    if batch_size(inputs) != 1:
         return inputs
     return tuple(torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() and len(x) == 1 else x for x in inputs)
+
+
+def one_sample_more(inputs: Inputs) -> Inputs:
+    """The same inputs with the first sample of the batch once more at its end."""
+    size = batch_size(inputs)
+    return tuple(torch.cat([x, x[:1]]) if isinstance(x, Tensor) and x.dim() and len(x) == size else x for x in inputs)
 
 
 @contextlib.contextmanager
@@ -107,7 +113,7 @@ def training_mode(model: nn.Module, train: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep torch.export's warnings, logs and printed graphs to itself: what matters comes back as an exception."""
     logger = logging.getLogger("torch")
     level = logger.level
@@ -143,7 +149,7 @@ def _is_library(filename: str) -> bool:
 
 def _try_running(model: nn.Module, inputs: Inputs) -> None:
     try:
-        with torch.no_grad(), _buffers_put_back(model):
+        with torch.no_grad(), buffers_put_back(model):
             model(*inputs)
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else repr(x) for x in inputs)
@@ -151,7 +157,7 @@ def _try_running(model: nn.Module, inputs: Inputs) -> None:
 
 
 @contextlib.contextmanager
-def _buffers_put_back(model: nn.Module) -> Iterator[None]:
+def buffers_put_back(model: nn.Module) -> Iterator[None]:
     """A forward may write to buffers (statistics in training mode, a cache, a step count): the model gets them back as they were."""
     kept = [
         (module, name, buffer, buffer.clone())
@@ -168,13 +174,14 @@ def _buffers_put_back(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(before)
 
 
-def _batch_size(inputs: Inputs) -> int | None:
+def batch_size(inputs: Inputs) -> int | None:
+    """The length of the first axis of the first tensor that has one."""
     return next((len(x) for x in inputs if isinstance(x, Tensor) and x.dim()), None)
 
 
 def _first_axis(inputs: Inputs, size: Any) -> Any:
     """The batch axis of every input that has one, by tensor, so that it fits any signature (also one that takes *inputs)."""
-    shapes, batch = torch.export.ShapesCollection(), _batch_size(inputs)
+    shapes, batch = torch.export.ShapesCollection(), batch_size(inputs)
     for x in inputs:
         if isinstance(x, Tensor) and x.dim() and len(x) == batch:
             shapes[x] = {0: size}

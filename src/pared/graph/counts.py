@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pared.graph.capture import as_inputs, capture
+from pared.graph.capture import as_inputs
 from pared.graph.record import Shape, module_path, record
 from pared.graph.staged import Staged
+from pared.graph.tracing import trace_or_capture
 
 aten = torch.ops.aten
 
@@ -69,7 +70,7 @@ def count(model: nn.Module, example_inputs: Tensor | Sequence[Any]) -> Counts:
 
 def macs_by_module(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, int]:
     """MACs per sample of every module whose own forward multiplies, by path."""
-    captured = capture(model, inputs)
+    captured = trace_or_capture(model, inputs)
     batch = next((len(x) for x in captured.example_inputs if isinstance(x, Tensor) and x.dim()), 1)
     divisor = batch
     seen: dict[fx.Node, Any] | None = None

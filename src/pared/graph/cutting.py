@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from pared.core.errors import ModelError
 from pared.graph.analysis import Analysis, analyse
 from pared.graph.analysis_pass import Note, attribute
-from pared.graph.capture import Captured, as_inputs, capture, training_mode
+from pared.graph.capture import Captured, one_sample_more, training_mode
 from pared.graph.classes import CutClass, Grid
 from pared.graph.cut_pass import CutPass
 from pared.graph.labels import Atoms, groups_in
@@ -27,6 +27,7 @@ from pared.graph.layers import rewritten_with_layers
 from pared.graph.passes import Emptied, Violation
 from pared.graph.repair import repair_integers, repair_leaves
 from pared.graph.rewritten import Rewritten
+from pared.graph.tracing import trace_or_capture
 from pared.graph.training_graph import Kept, auxiliary_cuts, cut_training_graph, switched_to_training
 
 Choice = Callable[[Analysis], list[int]]
@@ -63,7 +64,7 @@ def cut_model(model: nn.Module, example_inputs: Tensor | Sequence[Any], choose: 
         SettingsError: if `leave` names no module.
     """
     own = copy.deepcopy(model)
-    captured = capture(own, as_inputs(example_inputs))
+    captured = trace_or_capture(own, example_inputs)
     plan, notes = follow(analyse(captured, leave), choose)
     names = _names(own, captured)
     kept = {
@@ -276,8 +277,7 @@ def agree(own: nn.Module, rewritten: nn.Module, captured: Captured) -> bool:
     """Whether both compute the same outputs on the example and on a batch of one more."""
     batches = [captured.example_inputs]
     if captured.dynamic:
-        size = next(len(x) for x in captured.example_inputs if isinstance(x, Tensor) and x.dim())
-        batches.append(tuple(torch.cat([x, x[:1]]) if isinstance(x, Tensor) and x.dim() and len(x) == size else x for x in batches[0]))
+        batches.append(one_sample_more(captured.example_inputs))
     for batch in batches:
         left, right = _outputs(own, batch), _outputs(rewritten, batch)
         if left is None or right is None:

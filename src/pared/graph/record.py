@@ -79,6 +79,8 @@ def _returned(value: Any, seen: dict[fx.Node, Any]) -> Any:
 
 def _concrete(value: Any) -> Any:
     """As `abstract`, with the example's number in place of every symbol."""
+    if isinstance(value, Shape):
+        return value
     if isinstance(value, Tensor):
         return Shape(_concrete(size) for size in value.shape)
     if isinstance(value, list | tuple):

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from pared.core.errors import SettingsError
 from pared.core.problems import Problems
 from pared.graph.analysis import Analysis, analyse, describe
-from pared.graph.capture import as_inputs, capture
 from pared.graph.classes import CutClass
 from pared.graph.cutting import Cut, cut_model
+from pared.graph.tracing import trace_or_capture
 from pared.prune.allocation import Room, Scores, by_ranking, class_keys
 from pared.prune.importance import Importance, Magnitude
 from pared.prune.importance.protocol import scores_of
@@ -108,7 +108,7 @@ def plan(model: nn.Module, example_inputs: Tensor | Sequence[Any], *, leave: Seq
     stays as it is:
       2: 2 outputs: is an output of the model (output)
     """
-    analysis = analyse(capture(model, as_inputs(example_inputs)), tuple(leave))
+    analysis = analyse(trace_or_capture(model, example_inputs), tuple(leave))
     classes = tuple(_plan_class(analysis, found) for found in analysis.classes)
     frozen: dict[str, FrozenLayer] = {}
     for producer in analysis.producers:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from pared.graph.analysis import Analysis, analyse
-from pared.graph.capture import capture
 from pared.graph.counts import count
 from pared.graph.cutting import Cut
+from pared.graph.tracing import trace_or_capture
 from pared.prune.allocation import class_keys
 from pared.prune.chooser import Chooser
 from pared.prune.cost_table import CostTable
@@ -110,7 +110,7 @@ def _first_look(settings: Neurons, model: nn.Module, example: tuple[Any, ...], t
     A rewritten network has no modules but those with parameters. So that what is left stays in later rounds too, a module without any
     (an activation) is then stood for by the layers that compute what it reads.
     """
-    captured = capture(model, example)
+    captured = trace_or_capture(model, example)
     analysis = analyse(captured, settings.leave)
     sizes = {key: len(found.neurons) for key, found in zip(class_keys(analysis.classes), analysis.classes, strict=True)}
     round_to = 1 if settings.of == "latency" else settings.round_to  # for latency counts follow the measured curves

@@ -12,10 +12,10 @@ from torch import nn
 
 from pared.core.problems import Problems
 from pared.graph.analysis import Analysis, analyse
-from pared.graph.capture import capture
 from pared.graph.classes import CutClass, kept_count
 from pared.graph.counts import count
 from pared.graph.cutting import cut_model
+from pared.graph.tracing import trace_or_capture
 from pared.prune.importance import Importance, Magnitude
 from pared.prune.importance.protocol import scores_of
 from pared.training import Task, evaluate
@@ -146,7 +146,7 @@ def sensitivity(
     problems.check(not isinstance(leave, str), "leave", "a list of module paths", leave)
     problems.raise_if_any()
     example = task.example_inputs()
-    analysis = analyse(capture(model.to(task.machine.device), example), tuple(leave))
+    analysis = analyse(trace_or_capture(model.to(task.machine.device), example), tuple(leave))
     scorer = _Scorer(importance or Magnitude(), task)
     chosen = [found for found in analysis.classes if norms or not analysis.inexact(np.array(found.neurons))]
     measured = []

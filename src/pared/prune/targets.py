@@ -15,9 +15,9 @@ import numpy as np
 from torch import nn
 
 from pared.graph.analysis import Analysis, analyse
-from pared.graph.capture import capture
 from pared.graph.counts import count
 from pared.graph.cutting import Cut
+from pared.graph.tracing import trace_or_capture
 from pared.prune.allocation import Scores
 from pared.prune.chooser import Chooser
 from pared.prune.importance import Importance
@@ -83,7 +83,7 @@ class Trials:
     def __init__(self, model: nn.Module, example_inputs: tuple[Any, ...], chooser: Chooser, leave: tuple[str, ...] = ()) -> None:
         self.model, self.example_inputs, self.leave = model, example_inputs, leave
         self.chooser = dataclasses.replace(chooser, importance=_Remembered(chooser.importance))
-        self.analysis = analyse(capture(model, example_inputs), leave)
+        self.analysis = analyse(trace_or_capture(model, example_inputs), leave)
         self._last: tuple[dict[str, int], Cut] | None = None
 
     def counts(self, share: float) -> dict[str, int]:
