@@ -52,14 +52,15 @@ class NotTraced(ModelError):
     """This forward has to be captured by `torch.export`."""
 
 
-def trace_or_capture(model: nn.Module, example_inputs: Tensor | Sequence[Any]) -> Captured:
-    """What `capture` gives for eval mode, from two runs of the model where these show all of it.
+def trace_or_capture(model: nn.Module, example_inputs: Tensor | Sequence[Any], *, train: bool = False) -> Captured:
+    """What `capture` gives, from two runs of the model where these show all of it.
 
     Shapes are noted at the nodes as `Shape`, not as fake tensors; all else is alike.
 
     Args:
         model: any module; its training flags and its buffers are put back afterwards.
         example_inputs: a tensor or a tuple of positional inputs.
+        train: the graph of training mode; random numbers are drawn.
 
     Raises:
         ModelError, CaptureError: as `capture`.
@@ -70,17 +71,17 @@ def trace_or_capture(model: nn.Module, example_inputs: Tensor | Sequence[Any]) -
     """
     inputs = batch_of_two(as_inputs(example_inputs))
     try:
-        with training_mode(model, False), quiet(), buffers_put_back(model):
+        with training_mode(model, train), quiet(), buffers_put_back(model):
             return Captured(trace(model, inputs), inputs, dynamic=True)
     except NotTraced:
-        return capture(model, inputs)
+        return capture(model, inputs, train=train)
 
 
 def trace(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
-    """The graph of a model in eval mode, over its own parameters and for any batch size.
+    """The graph of a model in the mode that it is in, over its own parameters and for any batch size.
 
     Args:
-        model: with its training flags off.
+        model: its buffers may change, as in any run.
         inputs: positional, with a batch of at least two.
 
     Raises:

@@ -16,9 +16,10 @@ from torch import Tensor, fx, nn
 from pared.core.errors import ModelError
 from pared.graph.analysis import Analysis, analyse
 from pared.graph.analysis_pass import attribute
-from pared.graph.capture import Inputs, capture
+from pared.graph.capture import Inputs
 from pared.graph.cut_pass import CutPass
 from pared.graph.labels import Labels
+from pared.graph.tracing import trace_or_capture
 
 Kept = dict[str, dict[int, np.ndarray[Any, Any]]]
 Cuts = tuple[Tensor, dict[int, np.ndarray[Any, Any]]]
@@ -43,7 +44,7 @@ def cut_training_graph(
     twin = copy.deepcopy(model)
     try:
         with torch.random.fork_rng():
-            captured = capture(twin, inputs, train=True)
+            captured = trace_or_capture(twin, inputs, train=True)
             if captured.dynamic != dynamic:
                 return None
             analysis = analyse(captured)
