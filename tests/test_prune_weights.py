@@ -15,10 +15,11 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from pared.core.errors import SettingsError, WeightsError
+from pared.core.layers import compressible
 from pared.core.rules import Mask, add_rule, bake, find_rule
 from pared.prune import weights
 from pared.prune.importance import Activity, Fisher, MemoryAwareSynapses, Random, Taylor
-from pared.prune.weights import Weights, choose, keep_by_round, prunable, select
+from pared.prune.weights import Weights, choose, keep_by_round, select
 from pared.training import Task, Train
 
 
@@ -207,7 +208,7 @@ def test_a_layer_called_twice_and_tied_weights_count_once():
     tied.weight = embedding.weight
     model = nn.ModuleDict({"embedding": embedding, "a": layer, "b": layer, "tied": tied})
     small = Weights(keep=0.5)(model, toy_task())
-    assert len(prunable(model)) == 2
+    assert len(compressible(model, (), "prune.weights")) == 2
     assert torch.equal(small["embedding"].weight, small["tied"].weight)
     assert int(small["a"].weight.count_nonzero() + small["tied"].weight.count_nonzero()) == 20
     baked = bake(small)
@@ -228,7 +229,7 @@ def test_leaving_one_of_two_tied_layers_leaves_the_weight():
     first, second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
     second.weight = first.weight
     model = nn.Sequential(first, second, nn.Linear(3, 2))
-    assert list(prunable(model, ("1",))) == ["2"]
+    assert list(compressible(model, ("1",), "prune.weights")) == ["2"]
 
 
 def test_weights_computed_from_others_are_refused():
@@ -236,7 +237,7 @@ def test_weights_computed_from_others_are_refused():
         with pytest.raises(SettingsError, match=r"0\.weight is computed from other parameters"):
             Weights()(nn.Sequential(layer), toy_task())
         model = nn.Sequential(layer, nn.Linear(3, 3))
-        assert list(prunable(model, ("0",))) == ["1"]
+        assert list(compressible(model, ("0",), "prune.weights")) == ["1"]
 
 
 def test_models_without_layers_and_nan_are_refused():

@@ -10,15 +10,16 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from pared.core.errors import SettingsError
+from pared.core.layers import Layer, compressible, readers
 from pared.core.problems import Problems
 from pared.prune.importance import AnyWeightImportance, Magnitude
-from pared.prune.masks import Layer, alive, prunable, readers, set_mask
+from pared.prune.masks import alive, set_mask
 from pared.prune.obs import prune_layers
 from pared.prune.patterns import Block, NofM, choose_weights, parse_pattern
 from pared.prune.selection import choose, keep_by_round, select
 from pared.training import Task, Train
 
-__all__ = ["Weights", "choose", "keep_by_round", "prunable", "select", "weight_scores"]
+__all__ = ["Weights", "choose", "keep_by_round", "select", "weight_scores"]
 
 _TENTH = 0.1
 """The default of `Weights.keep`."""
@@ -110,7 +111,7 @@ class Weights:
         model = copy.deepcopy(model)
         if self.repair == "obs":
             model.to(task.machine.device)
-        layers = prunable(model, self.leave)
+        layers = compressible(model, self.leave, "prune.weights")
         for share in keep_by_round(self.keep, self.rounds, self.schedule):
             self._prune(model, task, layers, share)
             if self.tune is not None:
