@@ -182,6 +182,22 @@ def test_one_shot_removes_everything_in_the_first_round():
     assert counts == [33, 33, 33]
 
 
+def test_each_layer_has_its_own_share_in_every_round():
+    counts = []
+
+    def fit(model, task, train, objective=None):
+        counts.append([int(find_rule(model[index], "weight", Mask).keep.sum()) for index in (0, 2)])
+
+    Weights(keep={"0": 0.25, "2": 0.5}, rounds=2, tune="1ep")(toy_mlp(), toy_task(fit=fit))
+    assert counts == [[17, 10], [12, 9]]  # 16.5 of 48 are rounded up
+    small = bake(Weights(keep={"2": 0.5}, repair="obs", samples=8)(toy_mlp(), toy_task()))
+    assert [int(small[index].weight.count_nonzero()) for index in (0, 2)] == [48, 9]
+    with pytest.raises(SettingsError, match=r"keep must be of layers that are pruned \(0, 2\)\. Got '1'"):
+        Weights(keep={"1": 0.5})(toy_mlp(), toy_task())
+    with pytest.raises(SettingsError, match=r"keep\['0'\] must be a number at least 0 and at most 1\. Got 2"):
+        Weights(keep={"0": 2})
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_zeros_stay_zero_in_the_real_training_loop(optimizer):
     plan = Train(epochs=2, optimizer=optimizer, learning_rate=0.05, weight_decay=0.01)
