@@ -71,7 +71,7 @@ class DeepCompression:
     def verdict(self, rows: Sequence[Row]) -> Verdict:
         """Size and error of every network on means over seeds, and what is the same for all."""
         claims: dict[str, bool] = {}
-        lines = [
+        lines: list[tuple[str, ...]] = [
             (
                 "mean of seeds", "test error, %: dense", "trained as long", "this file", "bytes", "times smaller", "without contexts",
                 "Huffman", "dense, packed", "weights left, %", "bits",
@@ -113,7 +113,7 @@ def _measure(network: str, seed: int) -> Row:
         row["dense_packed"] = _sizes(long, task, Path(folder) / "dense", "static")["static"]
         pruned = _pruned(dense, schedule, task)
         tried = [
-            _Tried(number, each, f"{bits[0]} / {bits[1]}", Clusters(bits=bits[0], convolution_bits=bits[1])(each, task))
+            _Tried(number, each, " / ".join(dict.fromkeys(map(str, bits))), Clusters(bits=bits[0], convolution_bits=bits[1])(each, task))
             for number, each in enumerate(pruned)
             for bits in schedule.bits
         ]

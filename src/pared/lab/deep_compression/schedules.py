@@ -40,8 +40,8 @@ def fast_lenet5() -> nn.Module:
     return lenet5().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _plan(epochs: int, decay: float) -> Train:
-    return Train(epochs=epochs, weight_decay=decay, augment=False)
+def _plan(epochs: int) -> Train:
+    return Train(epochs=epochs, weight_decay=1e-4, augment=False)
 
 
 def _tune(epochs: int) -> Train:
@@ -53,8 +53,8 @@ _KEEP_300 = ({"fc1": 0.08, "fc2": 0.09, "fc3": 0.26}, {"fc1": 0.06, "fc2": 0.08,
 _KEEP_5 = ({"conv1": 0.66, "conv2": 0.12, "fc1": 0.08, "fc2": 0.19}, {"conv1": 0.66, "conv2": 0.12, "fc1": 0.06, "fc2": 0.19})
 
 SCHEDULES = {
-    "lenet300 mnist-10k": Schedule(lenet300, 30, _plan(10, 1e-4), 4, _KEEP_300, ((4, 8), (5, 8), (6, 8)), _tune(5)),
-    "lenet300 fashion-mnist": Schedule(lenet300, 8, _plan(5, 3e-5), 4, _KEEP_300, ((4, 8), (5, 8), (6, 8)), _tune(2)),
-    "lenet5 mnist-10k": Schedule(fast_lenet5, 10, _plan(4, 1e-4), 4, _KEEP_5, ((4, 5), (4, 6), (5, 6), (5, 8)), _tune(2)),
-    "lenet5 fashion-mnist": Schedule(fast_lenet5, 3, _plan(2, 3e-5), 3, _KEEP_5, ((4, 5), (4, 6), (5, 6), (5, 8)), _tune(1)),
+    "lenet300 mnist-10k": Schedule(lenet300, 30, _plan(10), 4, _KEEP_300, ((4, 4), (5, 5), (6, 6)), _tune(5)),
+    "lenet300 fashion-mnist": Schedule(lenet300, 8, _plan(4), 4, _KEEP_300, ((4, 4), (5, 5), (6, 6)), _tune(2)),
+    "lenet5 mnist-10k": Schedule(fast_lenet5, 10, _plan(4), 4, _KEEP_5, ((4, 5), (4, 6), (5, 6), (5, 8)), _tune(2)),
+    "lenet5 fashion-mnist": Schedule(fast_lenet5, 3, _plan(2), 3, _KEEP_5, ((4, 5), (4, 6), (5, 6), (5, 8)), _tune(1)),
 }
