@@ -15,6 +15,7 @@ from pared.graph.capture import capture
 from pared.graph.classes import kept_count, lowest
 from pared.prune import Activity, Magnitude, Neurons, Random
 from pared.prune.importance import active_fractions, row_norms
+from pared.quantize import Clusters
 from pared.training import Task, Train
 
 
@@ -151,3 +152,12 @@ def test_wrong_settings_are_reported_together() -> None:
         Neurons(keep=2, rounds=0, round_to=1.5, importance="magnitude")  # type: ignore[arg-type]
     for name in ("keep", "rounds", "round_to", "importance"):
         assert any(f"prune.neurons: {name} must be" in problem for problem in caught.value.problems)
+
+
+def test_clustered_layers_are_named_and_none_at_all_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    some = Clusters(bits=3, leave=("2", "4"))(mlp(), task())
+    small = Neurons(keep=0.5)(some, task())
+    assert [small[index].weight.shape for index in (0, 2, 4)] == [(32, 4), (16, 32), (3, 16)]  # 12 is rounded up to a block of 8
+    assert "no neuron can leave 0, whose weights are clustered" in caplog.text
+    with pytest.raises(SettingsError, match=r"Prune before quantize\.clusters"):
+        Neurons(keep=0.5)(Clusters(bits=3)(mlp(), task()), task())

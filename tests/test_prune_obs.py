@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pared.core.errors import ModelError, SettingsError
+from pared.core.layers import compressible
 from pared.core.rules import bake
 from pared.data import load
-from pared.prune.masks import prunable
 from pared.prune.obs import obs_prune, output_error, refit
 from pared.prune.patterns import Block, NofM, to_matrix
 from pared.prune.selection import highest, select
@@ -170,7 +170,7 @@ def test_layers_come_in_the_order_of_execution():
             return self.last(self.first(input=x))
 
     model = Backwards()
-    assert execution_order(model, prunable(model), (torch.zeros(2, 3),)) == ["first", "last"]
+    assert execution_order(model, compressible(model, (), "prune.weights"), (torch.zeros(2, 3),)) == ["first", "last"]
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 

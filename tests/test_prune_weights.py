@@ -15,10 +15,11 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from pared.core.errors import SettingsError, WeightsError
+from pared.core.layers import compressible
 from pared.core.rules import Mask, add_rule, bake, find_rule
 from pared.prune import weights
 from pared.prune.importance import Activity, Fisher, MemoryAwareSynapses, Random, Taylor
-from pared.prune.weights import Weights, choose, keep_by_round, prunable, select
+from pared.prune.weights import Weights, choose, keep_by_round, select
 from pared.training import Task, Train
 
 
@@ -181,6 +182,22 @@ def test_one_shot_removes_everything_in_the_first_round():
     assert counts == [33, 33, 33]
 
 
+def test_each_layer_has_its_own_share_in_every_round():
+    counts = []
+
+    def fit(model, task, train, objective=None):
+        counts.append([int(find_rule(model[index], "weight", Mask).keep.sum()) for index in (0, 2)])
+
+    Weights(keep={"0": 0.25, "2": 0.5}, rounds=2, tune="1ep")(toy_mlp(), toy_task(fit=fit))
+    assert counts == [[17, 10], [12, 9]]  # 16.5 of 48 are rounded up
+    small = bake(Weights(keep={"2": 0.5}, repair="obs", samples=8)(toy_mlp(), toy_task()))
+    assert [int(small[index].weight.count_nonzero()) for index in (0, 2)] == [48, 9]
+    with pytest.raises(SettingsError, match=r"keep must be of layers that are pruned \(0, 2\)\. Got '1'"):
+        Weights(keep={"1": 0.5})(toy_mlp(), toy_task())
+    with pytest.raises(SettingsError, match=r"keep\['0'\] must be a number at least 0 and at most 1\. Got 2"):
+        Weights(keep={"0": 2})
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_zeros_stay_zero_in_the_real_training_loop(optimizer):
     plan = Train(epochs=2, optimizer=optimizer, learning_rate=0.05, weight_decay=0.01)
@@ -207,7 +224,7 @@ def test_a_layer_called_twice_and_tied_weights_count_once():
     tied.weight = embedding.weight
     model = nn.ModuleDict({"embedding": embedding, "a": layer, "b": layer, "tied": tied})
     small = Weights(keep=0.5)(model, toy_task())
-    assert len(prunable(model)) == 2
+    assert len(compressible(model, (), "prune.weights")) == 2
     assert torch.equal(small["embedding"].weight, small["tied"].weight)
     assert int(small["a"].weight.count_nonzero() + small["tied"].weight.count_nonzero()) == 20
     baked = bake(small)
@@ -228,7 +245,7 @@ def test_leaving_one_of_two_tied_layers_leaves_the_weight():
     first, second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
     second.weight = first.weight
     model = nn.Sequential(first, second, nn.Linear(3, 2))
-    assert list(prunable(model, ("1",))) == ["2"]
+    assert list(compressible(model, ("1",), "prune.weights")) == ["2"]
 
 
 def test_weights_computed_from_others_are_refused():
@@ -236,7 +253,7 @@ def test_weights_computed_from_others_are_refused():
         with pytest.raises(SettingsError, match=r"0\.weight is computed from other parameters"):
             Weights()(nn.Sequential(layer), toy_task())
         model = nn.Sequential(layer, nn.Linear(3, 3))
-        assert list(prunable(model, ("0",))) == ["1"]
+        assert list(compressible(model, ("0",), "prune.weights")) == ["1"]
 
 
 def test_models_without_layers_and_nan_are_refused():

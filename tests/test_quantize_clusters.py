@@ -60,6 +60,21 @@ def test_forward_and_gradient_as_a_numpy_twin_says():
     assert np.allclose(shared.grad.numpy(), expected, rtol=1e-9)
 
 
+def test_the_gradient_is_that_of_looking_values_up():
+    torch.manual_seed(0)
+    index = torch.randint(1, 9, (6, 10))
+    index.view(-1)[:8] = torch.arange(1, 9)
+    layer, x = nn.Linear(10, 6), torch.randn(4, 10)
+    add_rule(layer, "weight", Shared(index))
+    shared = layer.get_parameter("parametrizations.weight.original")
+    layer(x).square().sum().backward()
+    values = shared.detach().clone().requires_grad_()
+    nn.functional.linear(x, values[index - 1], layer.bias).square().sum().backward()
+    assert shared.grad is not None
+    assert values.grad is not None
+    assert float((shared.grad - values.grad).abs().max() / values.grad.abs().max()) < 1e-6
+
+
 def test_gradients_of_sixteen_bits_are_added_up_in_more():
     rule = Shared(torch.ones(1, 4096, dtype=torch.long))
     values = torch.ones(1, dtype=torch.float16, requires_grad=True)

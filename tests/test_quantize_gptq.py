@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pared.core.errors import SettingsError
 from pared.quantize.adaround import GAMMA, ZETA, adaround, rectified_sigmoid, regularizer
 from pared.quantize.gptq import gptq
 from pared.quantize.row_rounding import better_rows, dequantize, round_to_nearest, row_errors, row_scales
@@ -29,6 +30,29 @@ def error(weight: Tensor, integers: Tensor, gram: Tensor, scales: Tensor) -> flo
 
 
 # --- what both promise ---
+
+
+@ROUNDINGS
+def test_shapes_that_do_not_fit_are_refused(rounding):
+    weight, gram = problem(0)
+    scales = row_scales(weight, 7)
+    for wrong, message in (
+        ((weight[0], gram, scales, -7, 7), r"weight must be of shape \(…, rows, columns\)\. Got \(12,\)"),
+        ((weight, gram[:-1], scales, -7, 7), r"gram must be of shape \(12, 12\)\. Got \(11, 12\)"),
+        ((weight, gram, scales[:-1], -7, 7), r"scales must be of shape \(4,\)\. Got \(3,\)"),
+        ((weight, gram, scales, 7, -7), r"low must be at most high \(-7\)\. Got 7"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            rounding(*wrong)
+
+
+def test_settings_out_of_range_are_refused():
+    weight, gram = problem(0)
+    scales = row_scales(weight, 7)
+    with pytest.raises(SettingsError, match="damping must be a number greater than 0"):
+        gptq(weight, gram, scales, -7, 7, damping=0)
+    with pytest.raises(SettingsError, match="iterations must be a whole number at least 0"):
+        adaround(weight, gram, scales, -7, 7, iterations=-1)
 
 
 @ROUNDINGS

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pared.codec.huffman import code_lengths
 from pared.core.errors import SettingsError, WeightsError
 from pared.quantize import initial_centroids, kmeans, nearest, optimal_kmeans
 
@@ -59,6 +60,29 @@ def test_the_grouping_usually_drawn_is_worse():
     )
     again = kmeans(SLIDE, 4, drawn)
     assert squared_error(SLIDE, again) < 7.235
+
+
+# --- codes of cluster numbers ---
+
+
+@pytest.mark.parametrize(("sizes", "lengths", "bits"), [([2, 8, 4, 2], [3, 1, 2, 3], 28), ([2, 6, 5, 3], [3, 1, 2, 3], 31)])
+def test_huffman_codes_of_the_slide(sizes, lengths, bits):
+    found = code_lengths(np.array(sizes))
+    assert found.tolist() == lengths
+    assert found @ sizes == bits  # 32 with two bits for each weight
+    assert 16 * entropy(sizes) == pytest.approx(28 if bits == 28 else 16 * 1.883, abs=0.01)
+
+
+@given(st.lists(st.integers(1, 1000), min_size=2, max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_a_mean_huffman_code_is_less_than_a_bit_above_the_entropy(sizes):
+    mean = code_lengths(np.array(sizes)) @ sizes / sum(sizes)
+    assert entropy(sizes) - 1e-9 <= mean < entropy(sizes) + 1
+
+
+def entropy(sizes: list[int]) -> float:
+    shares = np.array(sizes) / sum(sizes)
+    return float(-(shares * np.log2(shares)).sum())
 
 
 # --- initial centroids ---

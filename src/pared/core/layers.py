@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
+from pared.core.errors import SettingsError
+from pared.core.problems import Problems
 from pared.core.rules import Mask
 
 Layer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -22,6 +24,49 @@ def stored(module: nn.Module, name: str) -> nn.Parameter | None:
         own = all(isinstance(rule, Mask) for rule in rules) if isinstance(rules, parametrize.ParametrizationList) else False
         return rules.original if own and isinstance(rules.original, nn.Parameter) else None
     return module._parameters.get(name)
+
+
+def compressible(
+    model: nn.Module, leave: tuple[str, ...], where: str, behind: Callable[[nn.Module, str], nn.Parameter | None] = stored
+) -> dict[str, Layer]:
+    """The convolutions and linear layers of `model` by path, without those in `leave`; a shared weight is listed once, an empty one not.
+
+    Args:
+        model: any module.
+        leave: paths of modules that are left out, with all that is inside them.
+        where: the method as recipes name it, for messages; its family is what it does to layers.
+        behind: the parameter behind a tensor of a module, or None for one that the method can't take.
+
+    Raises:
+        SettingsError: for an unknown path in `leave`, no layer at all, or a weight that is computed from other parameters.
+
+    >>> list(compressible(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), ("2",), "prune.weights"))
+    ['0']
+    """
+    paths = dict(model.named_modules(remove_duplicate=False))
+    problems = Problems(where)
+    for path in leave:
+        problems.check(path in paths and path != "", "leave", "the path of a module of the model", path)
+    problems.raise_if_any()
+    seen = {id(behind(owner, name)) for path in leave for owner in paths[path].modules() for name in weight_names(owner)}
+    layers: dict[str, Layer] = {}
+    for path, layer in model.named_modules():
+        if not isinstance(layer, Layer) or any(path == name or path.startswith(f"{name}.") for name in leave):
+            continue
+        parameter = behind(layer, "weight")
+        if parameter is None:
+            name = path or "the model"
+            raise SettingsError(
+                f"{where}: {name}.weight is computed from other parameters (weight_norm, spectral_norm, or quantization already). Take "
+                f"that off first (pared.bake, or torch.nn.utils.parametrize.remove_parametrizations), or add it to leave: [{path}]."
+            )
+        if id(parameter) not in seen and parameter.numel():
+            seen.add(id(parameter))
+            layers[path] = layer
+    if not layers:
+        verb = where.partition(".")[0]
+        raise SettingsError(f"{where}: {type(model).__name__} has no convolution or linear layer to {verb}.")
+    return layers
 
 
 def readers(model: nn.Module, layer: Layer) -> list[tuple[str, nn.Module, str]]:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
+from torch.utils import _pytree as pytree
 
 from pared.core.layers import Layer
-from pared.graph.capture import as_inputs, capture, training_mode
+from pared.graph.capture import Inputs, as_inputs, capture, training_mode
 from pared.graph.fold import argument, can_fold, folded, packet, read
 from pared.graph.record import module_path
 
@@ -46,15 +47,27 @@ def fold_layers(model: nn.Module, example_inputs: Tensor | Sequence[Any]) -> nn.
         if norm is result or layer is None or not isinstance(norm, _BatchNorm) or not _plain(norm):
             continue
         _fold(layer, norm)
-        for path in [path for path, module in modules.items() if module is norm]:
-            parent, _, name = path.rpartition(".")
-            setattr(result.get_submodule(parent), name, nn.Identity().train(norm.training))
+        drop_norm(result, norm)
     try:
-        with training_mode(result, False), torch.no_grad():
-            result(*as_inputs(example_inputs))
+        evaluated(result, as_inputs(example_inputs))
     except Exception:  # whatever the forward missed
         return copy.deepcopy(model)
     return result
+
+
+def drop_norm(model: nn.Module, norm: nn.Module) -> None:
+    """Put an identity in the place of a norm, under all names that it has, in place."""
+    identity = nn.Identity().train(norm.training)
+    for module in list(model.modules()):
+        for name, child in list(module._modules.items()):
+            if child is norm:
+                setattr(module, name, identity)
+
+
+def evaluated(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """The outputs of a model in eval mode, those that are numbers with a fraction."""
+    with training_mode(model, False), torch.no_grad():
+        return [leaf for leaf in pytree.tree_leaves(model(*inputs)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def layer_of(graph: fx.GraphModule, model: nn.Module, node: fx.Node) -> Layer | None:

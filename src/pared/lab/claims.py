@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from torch import nn
 
 from pared import data
 from pared.core.seeds import seed_everything
+from pared.data.transforms import Normalize
 from pared.lab.experiment import Progress, Row, Verdict
 from pared.training import Task, Train, evaluate
 
@@ -48,6 +50,15 @@ def trained(build: Callable[[], nn.Module], plan: Train, seed: int) -> tuple[nn.
     network = build()
     task.tune(network, plan)
     return network, task
+
+
+def undistorted(name: str, seed: int) -> Task:
+    """A data set of drawings without augmentation, and scaled so that black stays zero: weights of pixels that never light up then
+    change nothing but what weight decay takes from them.
+    """
+    task = data.load(name, seed)
+    assert isinstance(task.normalize, Normalize)
+    return dataclasses.replace(task, augment=None, normalize=Normalize([0.0], task.normalize.std.flatten().tolist()))
 
 
 def error(model: nn.Module, task: Task) -> float:

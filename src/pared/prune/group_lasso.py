@@ -10,13 +10,14 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from pared.core.layers import Layer, compressible
 from pared.core.problems import Problems
 from pared.graph.analysis import analyse
 from pared.graph.capture import capture
 from pared.graph.cutting import cut_model
 from pared.graph.depth import shorten
 from pared.prune.groups import Groups, depth_groups, is_plain_convolution, neuron_groups, shape_groups
-from pared.prune.masks import Layer, alive, prunable, set_mask
+from pared.prune.masks import alive, set_mask
 from pared.prune.proximal import Shrinkage, after_steps, require_steps, soft_threshold_factors
 from pared.prune.silence import silent_blocks, silent_neurons
 from pared.training import Task, Train
@@ -123,7 +124,7 @@ class GroupLasso:
         return found
 
     def _convolutions(self, model: nn.Module) -> Mapping[str, Layer]:
-        layers = prunable(model, self.leave, "prune.group_lasso")
+        layers = compressible(model, self.leave, "prune.group_lasso")
         return {path: layer for path, layer in layers.items() if is_plain_convolution(layer)}
 
     def _mask_shapes(self, model: nn.Module) -> None:

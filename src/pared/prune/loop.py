@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from pared.core.errors import SettingsError
+from pared.core.layers import Layer
+from pared.core.rules import WeightRule, find_rule
 from pared.graph.analysis import Analysis, analyse
 from pared.graph.counts import count
 from pared.graph.cutting import Cut
@@ -46,6 +49,7 @@ def prune_in_rounds(settings: Neurons, model: nn.Module, task: Task) -> nn.Modul
     the original) where it had a target. With a guard, at the end of every round,
     `{"event": "guard", "round", "rounds", "metric", "value", "lost", "allowed", "holds"}`; the loop ends where it doesn't hold.
     """
+    _check_rules(model)
     whole = copy.deepcopy(model).to(task.machine.device)
     example = task.example_inputs()
     chooser, left = _first_look(settings, whole, example, task)
@@ -77,6 +81,25 @@ def prune_in_rounds(settings: Neurons, model: nn.Module, task: Task) -> nn.Modul
                 return result
         result, own_class = small, own_class and reached.cut.own_class
     return result
+
+
+def _check_rules(model: nn.Module) -> None:
+    """Say of layers whose weights are looked up in tables of shared values that no neuron can leave them."""
+    layers = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, Layer)]
+    held = [path for path, layer in layers if find_rule(layer, "weight", WeightRule) is not None and _is_table(layer)]
+    if not held:
+        return
+    if len(held) == len(layers):
+        raise SettingsError(
+            "prune.neurons: the weights of all layers are clustered already, and no neuron can leave them. "
+            "Prune before quantize.clusters, or take the clusters off first (pared.bake)."
+        )
+    _log.warning("prune.neurons: no neuron can leave %s, whose weights are clustered already.", ", ".join(held))
+
+
+def _is_table(layer: Layer) -> bool:
+    """Whether what lies behind the weight has another shape, so that it has no rows and columns to lose."""
+    return layer.get_parameter("parametrizations.weight.original").shape != layer.weight.shape
 
 
 def share_after(keep: float | Mapping[str, float], progress: float) -> float | Mapping[str, float]:

@@ -10,9 +10,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from pared.core.layers import compressible
 from pared.core.problems import Problems
 from pared.core.rules import Mask
-from pared.prune.masks import alive, prunable, set_mask, swap_rule
+from pared.prune.masks import alive, set_mask, swap_rule
 from pared.prune.selection import Scope, choose, cubic
 from pared.prune.training_masks import Clock, tune_with
 from pared.training import Task, Train
@@ -100,7 +101,7 @@ class Movement:
     def __call__(self, model: nn.Module, task: Task) -> nn.Module:
         """Return a trained copy of `model` with masks on its weights."""
         model = copy.deepcopy(model)
-        layers = prunable(model, self.leave, "prune.movement")
+        layers = compressible(model, self.leave, "prune.movement")
         living = {path: alive(layer) for path, layer in layers.items()}
         rules: dict[str, Scored] = {}
         for path, layer in layers.items():

@@ -53,7 +53,8 @@ class Neurons:
         norms: cut also where a norm, a mean or a softmax runs over the cut axis.
 
     Raises:
-        SettingsError: if a setting is out of range, or a path names no module.
+        SettingsError: if a setting is out of range, a path names no module, or the weights of all layers are clustered already. Where
+            those of some are, these layers stay as they are, and the log says so.
 
     >>> Neurons(keep=0.5, of="macs", scope="global", rounds=4, tune="2ep").tune.epochs
     2

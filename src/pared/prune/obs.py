@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pared.core.errors import ModelError
-from pared.prune.masks import Layer, alive, set_mask, set_weight
+from pared.core.layers import Layer
+from pared.prune.masks import alive, set_mask, set_weight
 from pared.prune.patterns import NofM, Pattern, from_matrix, pattern_of, to_matrix
 from pared.prune.selection import highest
 from pared.training import Task

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from pared.core.layers import Layer, compressible, readers, stored
 from pared.core.problems import Problems
 from pared.core.rules import Mask
 from pared.prune.importance import Magnitude, Random
-from pared.prune.masks import Layer, alive, prunable, readers, set_mask, stored
+from pared.prune.masks import alive, set_mask
 from pared.prune.selection import check_scores, highest, share_of
 from pared.prune.training_masks import Clock, tune_with
 from pared.prune.weights import weight_scores
@@ -135,7 +136,7 @@ class Regrow:
     def __call__(self, model: nn.Module, task: Task) -> nn.Module:
         """Return a trained copy of `model` with masks on its weights."""
         model = copy.deepcopy(model)
-        layers = prunable(model, self.leave, "prune.regrow")
+        layers = compressible(model, self.leave, "prune.regrow")
         living = {path: alive(layer) for path, layer in layers.items()}
         scores = weight_scores(self.importance, model, task, layers)
         check_scores(scores)

@@ -10,15 +10,16 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from pared.core.errors import SettingsError
+from pared.core.layers import Layer, compressible, readers
 from pared.core.problems import Problems
 from pared.prune.importance import AnyWeightImportance, Magnitude
-from pared.prune.masks import Layer, alive, prunable, readers, set_mask
+from pared.prune.masks import alive, set_mask
 from pared.prune.obs import prune_layers
 from pared.prune.patterns import Block, NofM, choose_weights, parse_pattern
 from pared.prune.selection import choose, keep_by_round, select
 from pared.training import Task, Train
 
-__all__ = ["Weights", "choose", "keep_by_round", "prunable", "select", "weight_scores"]
+__all__ = ["Weights", "choose", "keep_by_round", "select", "weight_scores"]
 
 _TENTH = 0.1
 """The default of `Weights.keep`."""
@@ -34,7 +35,8 @@ class Weights:
     Args:
         keep: share of the weights (of the blocks, with a block pattern) that stay, counted over all prunable layers or, with scope
             "layer", in each of them. The default of a tenth is what Han et al. reach without loss on LeNet and AlexNet after
-            retraining. An N:M pattern sets it to N/M.
+            retraining. A mapping from paths of layers to shares prunes each of these to its own, and leaves all others whole, as the
+            tables of the papers have it. An N:M pattern sets it to N/M.
         scope: "global" ranks all weights together, so that layers with small weights lose more; "layer" prunes each layer alike.
         rounds: how often to prune and tune in turn; removing little at a time loses less accuracy than everything at once.
         schedule: how the rounds share the work, see `keep_by_round`. With "one-shot" all is removed in the first round and the
@@ -54,8 +56,9 @@ class Weights:
         damping: of "obs", see `obs_prune`; with few samples for many inputs more is better.
 
     Raises:
-        SettingsError: for a wrong setting, a path in `leave` that the model doesn't have, a model without prunable layers, a layer
-            whose weight is computed from other parameters (weight_norm, spectral_norm), or an importance that leaves a weight out.
+        SettingsError: for a wrong setting, a path in `leave` that the model doesn't have, one in `keep` that isn't a layer to prune, a
+            model without prunable layers, a layer whose weight is computed from other parameters (weight_norm, spectral_norm), or an
+            importance that leaves a weight out.
         WeightsError: if a weight is NaN.
 
     >>> import torch
@@ -64,11 +67,14 @@ class Weights:
     >>> small = bake(Weights(keep=0.25)(nn.Linear(8, 2), task))
     >>> int(small.weight.count_nonzero())
     4
+    >>> small = bake(Weights(keep={"0": 0.25, "1": 1.0})(nn.Sequential(nn.Linear(8, 2), nn.Linear(2, 2)), task))
+    >>> [int(layer.weight.count_nonzero()) for layer in small]
+    [4, 4]
     >>> Weights(pattern="2:4").keep
     0.5
     """
 
-    keep: float = _TENTH
+    keep: float | Mapping[str, float] = _TENTH
     scope: Literal["global", "layer"] = "global"
     rounds: int = 1
     schedule: Literal["cubic", "one-shot"] = "cubic"
@@ -82,7 +88,9 @@ class Weights:
 
     def __post_init__(self) -> None:
         problems = Problems("prune.weights")
-        problems.number("keep", self.keep, low=0, high=1)
+        shares = self.keep if isinstance(self.keep, Mapping) else {"": self.keep}
+        for path, share in shares.items():
+            problems.number(f"keep[{path!r}]" if path else "keep", share, low=0, high=1)
         problems.check(self.scope in ("global", "layer"), "scope", "global or layer", self.scope)
         problems.number("rounds", self.rounds, low=1, integer=True)
         problems.check(self.schedule in ("cubic", "one-shot"), "schedule", "cubic or one-shot", self.schedule)
@@ -110,19 +118,33 @@ class Weights:
         model = copy.deepcopy(model)
         if self.repair == "obs":
             model.to(task.machine.device)
-        layers = prunable(model, self.leave)
-        for share in keep_by_round(self.keep, self.rounds, self.schedule):
-            self._prune(model, task, layers, share)
+        layers = compressible(model, self.leave, "prune.weights")
+        for shares in self._by_round(layers):
+            self._prune(model, task, layers, shares)
             if self.tune is not None:
                 task.tune(model, self.tune)
         return model
 
-    def _prune(self, model: nn.Module, task: Task, layers: Mapping[str, Layer], share: float) -> None:
+    def _by_round(self, layers: Mapping[str, Layer]) -> list[float] | list[dict[str, float]]:
+        """What stays after each round: of all layers, or of each by itself."""
+        if not isinstance(self.keep, Mapping):
+            return keep_by_round(self.keep, self.rounds, self.schedule)
+        problems = Problems("prune.weights")
+        for path in self.keep:
+            problems.check(path in layers, "keep", f"of layers that are pruned ({', '.join(layers)})", path)
+        problems.raise_if_any()
+        rounds = {path: keep_by_round(self.keep.get(path, 1.0), self.rounds, self.schedule) for path in layers}
+        return [{path: shares[done] for path, shares in rounds.items()} for done in range(self.rounds)]
+
+    def _prune(self, model: nn.Module, task: Task, layers: Mapping[str, Layer], share: float | Mapping[str, float]) -> None:
         pattern = parse_pattern(self.pattern)
-        pattern = pattern.on_the_way(share) if isinstance(pattern, NofM) else pattern
+        pattern = pattern.on_the_way(share) if isinstance(pattern, NofM) and not isinstance(share, Mapping) else pattern
         scores = weight_scores(self.importance, model, task, layers)  # first: an importance with data moves the model to its device
         living = {path: alive(layer) for path, layer in layers.items()}
-        masks = choose_weights(layers, scores, living, share, self.scope, pattern)
+        parts = [({path: layers[path]}, kept) for path, kept in share.items()] if isinstance(share, Mapping) else [(layers, share)]
+        masks: dict[str, Tensor] = {}
+        for part, kept in parts:
+            masks |= choose_weights(part, scores, living, kept, self.scope, pattern)
         if self.repair == "obs":
             prune_layers(model, task, layers, masks, pattern, self.samples, self.damping)
             return

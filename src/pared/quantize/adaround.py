@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pared.quantize.row_rounding import better_rows, round_to_nearest
+from pared.core.problems import Problems
+from pared.quantize.row_rounding import better_rows, check_rows, round_to_nearest
 
 ZETA, GAMMA = 1.1, -0.1
 """How far the sigmoid is stretched beyond 1 and 0, so that it reaches them (the paper's)."""
@@ -60,10 +61,18 @@ def adaround(
     Returns:
         int32 integers of the weight's shape; `integer * scale` are the new weights.
 
+    Raises:
+        SettingsError: for shapes that don't fit each other, or a number out of its range.
+
     >>> gram = torch.tensor([[1.0, 0.9], [0.9, 1.0]])
     >>> adaround(torch.tensor([[0.4, 0.45]]), gram, torch.ones(1), -7, 7).tolist()
     [[0, 1]]
     """
+    problems = Problems("quantize.adaround")
+    check_rows(problems, weight, gram, scales, low, high)
+    problems.number("iterations", iterations, low=0, integer=True)
+    problems.number("learning_rate", learning_rate, above=0)
+    problems.raise_if_any()
     plain = round_to_nearest(weight, scales, low, high)
     if not weight.numel():
         return plain

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pared.core.errors import SettingsError, WeightsError
-from pared.core.layers import Layer, join_weight, split_weight, stored, weight_names
+from pared.core.errors import WeightsError
+from pared.core.layers import Layer, compressible, join_weight, split_weight, stored
 from pared.core.problems import Problems
 from pared.core.rules import find_rule
 from pared.quantize.kmeans import Start, kmeans, nearest, optimal_kmeans
@@ -87,7 +87,10 @@ class Clusters:
     def __call__(self, model: nn.Module, task: Task) -> nn.Module:
         """Return a copy of `model` whose weights share their values, tuned."""
         model = copy.deepcopy(model)
-        layers = _layers(model, self.leave)
+        layers = compressible(model, self.leave, "quantize.clusters", _behind)
+        for layer in layers.values():
+            if isinstance(rule := find_rule(layer, "weight", Shared), Shared):
+                unshare(model, layer, rule)  # the clusters of an earlier step
         for path, layer in layers.items():
             if not bool(torch.isfinite(layer.weight).all()):
                 raise WeightsError(f"quantize.clusters: {path or 'the model'}.weight contains NaN or infinity. Load other weights.")
@@ -130,35 +133,6 @@ def cluster_index(layer: Layer, count: int, rows: int | None = None, start: Star
             found[part != 0] = (numbers + used + 1).to(torch.int32)
             used += len(taken)
     return join_weight(layer, index.view(split.shape))
-
-
-def _layers(model: nn.Module, leave: tuple[str, ...]) -> dict[str, Layer]:
-    """The layers to cluster by path, a shared weight once; clusters that an earlier step left are taken off, in place."""
-    paths = dict(model.named_modules(remove_duplicate=False))
-    problems = Problems("quantize.clusters")
-    for path in leave:
-        problems.check(path in paths and path != "", "leave", "the path of a module of the model", path)
-    problems.raise_if_any()
-    left = {id(_behind(owner, name)) for path in leave for owner in paths[path].modules() for name in weight_names(owner)}
-    layers: dict[str, Layer] = {}
-    for path, layer in list(model.named_modules()):
-        if not isinstance(layer, Layer) or any(path == name or path.startswith(f"{name}.") for name in leave):
-            continue
-        if (behind := _behind(layer, "weight")) is None:
-            raise SettingsError(
-                f"quantize.clusters: {path or 'the model'}.weight is computed from other parameters (weight_norm, or quantization already) "
-                f"and can't be clustered. Take that off first (pared.bake, or torch.nn.utils.parametrize.remove_parametrizations), or add "
-                f"it to leave: [{path}]."
-            )
-        if id(behind) in left:
-            continue
-        left.add(id(behind))
-        layers[path] = layer
-        if isinstance(rule := find_rule(layer, "weight", Shared), Shared):
-            unshare(model, layer, rule)
-    if not layers:
-        raise SettingsError(f"quantize.clusters: {type(model).__name__} has no convolution or linear layer to cluster.")
-    return layers
 
 
 def _behind(module: nn.Module, name: str) -> nn.Parameter | None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from pared.core.errors import ModelError
 from pared.core.layers import Layer
@@ -16,6 +15,7 @@ from pared.core.rules import bake
 from pared.graph import Staged
 from pared.graph.capture import Inputs, as_inputs, capture, training_mode
 from pared.graph.fold import argument, fold_batch_norm, folded, packet, read
+from pared.graph.fold_layers import drop_norm, evaluated
 from pared.quantize.weight_grid import DoReFaGrid, FixedGrid, scale_outputs
 
 _TOLERANCE = 1e-3
@@ -51,7 +51,7 @@ def fold_norms(model: nn.Module, inputs: Inputs, rules: Mapping[str, FixedGrid |
         layer = candidate.get_submodule(path)
         assert isinstance(layer, Layer)
         _fold(layer, _factor(graph, node), read(without, f"{path}.bias".lstrip(".")))
-        _replace(candidate, norm)
+        drop_norm(candidate, candidate.get_submodule(norm))
     return candidate if pairs and _same(model, candidate, inputs) else model
 
 
@@ -103,27 +103,12 @@ def _fold(layer: Layer, factor: Tensor, bias: Tensor) -> None:
     layer.bias = nn.Parameter(bias.detach().clone(), trainable)
 
 
-def _replace(model: nn.Module, path: str) -> None:
-    """Put an identity in the place of a norm, under all names that it has."""
-    norm = model.get_submodule(path)
-    identity = nn.Identity().train(norm.training)
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if child is norm:
-                setattr(module, name, identity)
-
-
 def _same(model: nn.Module, candidate: nn.Module, inputs: Inputs) -> bool:
     """Whether both give the same outputs in eval mode, up to rounding."""
     try:
-        ours, theirs = (_outputs(network, inputs) for network in (model, candidate))
+        ours, theirs = (evaluated(network, inputs) for network in (model, candidate))
     except Exception:  # the forward reads something of a norm that an identity doesn't have
         return False
     if [x.shape for x in ours] != [x.shape for x in theirs]:
         return False
     return all(bool((a - b).abs().max() <= _TOLERANCE * a.abs().max()) for a, b in zip(ours, theirs, strict=True) if a.numel())
-
-
-def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    with training_mode(model, False), torch.no_grad():
-        return [leaf for leaf in pytree.tree_leaves(model(*inputs)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]

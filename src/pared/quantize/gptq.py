@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pared.quantize.row_rounding import better_rows, round_to_nearest
+from pared.core.problems import Problems
+from pared.quantize.row_rounding import better_rows, check_rows, round_to_nearest
 
 
 def gptq(
@@ -40,6 +41,7 @@ def gptq(
         int32 integers of the weight's shape; `integer * scale` are the new weights.
 
     Raises:
+        SettingsError: for shapes that don't fit each other, or a number out of its range.
         torch.linalg.LinAlgError: if the damped `gram` isn't positive definite.
 
     >>> gram = torch.tensor([[1.0, 0.9], [0.9, 1.0]])
@@ -47,6 +49,11 @@ def gptq(
     >>> gptq(weight, gram, scale, -7, 7).tolist(), round_to_nearest(weight, scale, -7, 7).tolist()
     ([[0, 1]], [[0, 0]])
     """
+    problems = Problems("quantize.gptq")
+    check_rows(problems, weight, gram, scales, low, high)
+    problems.number("damping", damping, above=0)
+    problems.number("block", block, low=1, integer=True)
+    problems.raise_if_any()
     plain = round_to_nearest(weight, scales, low, high)
     if not weight.numel():
         return plain

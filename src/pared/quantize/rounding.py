@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.core.errors import CaptureError, ModelError
-from pared.core.layers import Layer, join_weight, readers, split_weight
+from pared.core.layers import Layer, compressible, join_weight, readers, split_weight
 from pared.core.problems import Problems
 from pared.core.rules import bake
 from pared.graph import Staged
@@ -22,7 +22,6 @@ from pared.quantize.bias_correction import correct_bias, output_means
 from pared.quantize.equalization import equalize
 from pared.quantize.gptq import gptq
 from pared.quantize.row_rounding import dequantize, round_to_nearest, row_scales
-from pared.quantize.weight_blocks import quantizable
 from pared.training import Task
 from pared.training.check import check_weights
 from pared.training.evaluate import evaluating
@@ -104,10 +103,10 @@ class Rounding:
         """
         check_weights(model)
         network = bake(copy.deepcopy(model)).to(task.machine.device)
-        quantizable(network, self.leave, "quantize.rounding")
+        compressible(network, self.leave, "quantize.rounding")
         batches = first_inputs(task, self.samples, "they show what rounding does to the outputs (quantize.rounding)")
         network = self._prepared(network, tuple(part[:2] for part in batches[0]))
-        layers = quantizable(network, self.leave, "quantize.rounding")
+        layers = compressible(network, self.leave, "quantize.rounding")
         modules = {path: module for path, module in network.named_modules() if isinstance(module, Layer)}
         wanted = output_means(network, modules, batches) if self.correct_bias else {}
         order = execution_order(network, layers, batches[0])

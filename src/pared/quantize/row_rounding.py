@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from pared.core.problems import Problems
+
 _SHRINKINGS = 70
 """Ranges tried by `row_scales`, in steps of 1 % from the whole range down: below a third of it too much is cut off at any width."""
 
@@ -102,6 +104,22 @@ def better_rows(weight: Tensor, first: Tensor, second: Tensor, gram: Tensor, sca
     """
     gains = row_errors(weight, second, gram, scales) < row_errors(weight, first, gram, scales)
     return torch.where(gains[..., None], second, first)
+
+
+def check_rows(problems: Problems, weight: Tensor, gram: Tensor, scales: Tensor, low: int, high: int) -> None:
+    """Note the shapes and limits that don't fit each other, of what a rounding of rows is given.
+
+    >>> problems = Problems("quantize.gptq")
+    >>> check_rows(problems, torch.zeros(4, 2), torch.eye(3), torch.ones(4), -7, 7)
+    >>> problems.found
+    ['quantize.gptq: gram must be of shape (2, 2). Got (3, 3).']
+    """
+    problems.check(weight.dim() >= 2, "weight", "of shape (…, rows, columns)", tuple(weight.shape))
+    if not problems.found:
+        square, rows = (*weight.shape[:-2], weight.shape[-1], weight.shape[-1]), tuple(weight.shape[:-1])
+        problems.check(gram.shape == square, "gram", f"of shape {square}", tuple(gram.shape))
+        problems.check(scales.shape == rows, "scales", f"of shape {rows}", tuple(scales.shape))
+    problems.check(low <= high, "low", f"at most high ({high})", low)
 
 
 def _errors(weight: Tensor, scales: Tensor, limit: int, importance: Tensor) -> Tensor:

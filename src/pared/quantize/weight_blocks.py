@@ -1,4 +1,4 @@
-"""How the weight of a layer is laid out in blocks with a grid each, and which layers have such weights."""
+"""How the weight of a layer is laid out in blocks with a grid each."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pared.core.errors import SettingsError
-from pared.core.layers import Layer, stored, weight_names
-from pared.core.problems import Problems
+from pared.core.layers import Layer
+from pared.core.layers import compressible as quantizable
+
+__all__ = ["Blocks", "Granularity", "blocks_of", "quantizable"]
 
 Granularity = Literal["tensor", "channel", "group"]
 
@@ -76,36 +77,3 @@ def blocks_of(layer: Layer, granularity: Granularity, group: int) -> Blocks:
     """
     transposed = layer.groups if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) else 0
     return Blocks(granularity, group, transposed)
-
-
-def quantizable(model: nn.Module, leave: tuple[str, ...], where: str) -> dict[str, Layer]:
-    """The convolutions and linear layers of `model` by path, without those in `leave`; a shared weight is listed once, an empty one not.
-
-    Raises:
-        SettingsError: for an unknown path in `leave`, no layer at all, or a weight that is computed from other parameters.
-
-    >>> list(quantizable(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), ("2",), "quantize.bits"))
-    ['0']
-    """
-    paths = dict(model.named_modules(remove_duplicate=False))
-    problems = Problems(where)
-    for path in leave:
-        problems.check(path in paths and path != "", "leave", "the path of a module of the model", path)
-    problems.raise_if_any()
-    seen = {id(stored(owner, name)) for path in leave for owner in paths[path].modules() for name in weight_names(owner)}
-    layers: dict[str, Layer] = {}
-    for path, layer in model.named_modules():
-        if not isinstance(layer, Layer) or any(path == name or path.startswith(f"{name}.") for name in leave):
-            continue
-        parameter = stored(layer, "weight")
-        if parameter is None:
-            raise SettingsError(
-                f"{where}: {path}.weight is computed from other parameters (weight_norm, or quantization already) and can't be "
-                f"quantized. Take that off first (pared.bake, or torch's remove_parametrizations), or add it to leave: [{path}]."
-            )
-        if id(parameter) not in seen and parameter.numel():
-            seen.add(id(parameter))
-            layers[path] = layer
-    if not layers:
-        raise SettingsError(f"{where}: {type(model).__name__} has no convolution or linear layer to quantize.")
-    return layers

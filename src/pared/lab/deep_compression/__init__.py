@@ -1,0 +1,1 @@
+"""Deep Compression of the LeNets, as whole files."""
