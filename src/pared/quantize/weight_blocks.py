@@ -78,8 +78,14 @@ def blocks_of(layer: Layer, granularity: Granularity, group: int) -> Blocks:
     return Blocks(granularity, group, transposed)
 
 
-def quantizable(model: nn.Module, leave: tuple[str, ...], where: str) -> dict[str, Layer]:
+def quantizable(model: nn.Module, leave: tuple[str, ...], where: str, *rules: type[nn.Module]) -> dict[str, Layer]:
     """The convolutions and linear layers of `model` by path, without those in `leave`; a shared weight is listed once, an empty one not.
+
+    Args:
+        model: any module.
+        leave: paths of modules that are left out, with all that is inside them.
+        where: the method, for messages.
+        rules: kinds of rules besides masks that may be on weights.
 
     Raises:
         SettingsError: for an unknown path in `leave`, no layer at all, or a weight that is computed from other parameters.
@@ -92,12 +98,12 @@ def quantizable(model: nn.Module, leave: tuple[str, ...], where: str) -> dict[st
     for path in leave:
         problems.check(path in paths and path != "", "leave", "the path of a module of the model", path)
     problems.raise_if_any()
-    seen = {id(stored(owner, name)) for path in leave for owner in paths[path].modules() for name in weight_names(owner)}
+    seen = {id(stored(owner, name, *rules)) for path in leave for owner in paths[path].modules() for name in weight_names(owner)}
     layers: dict[str, Layer] = {}
     for path, layer in model.named_modules():
         if not isinstance(layer, Layer) or any(path == name or path.startswith(f"{name}.") for name in leave):
             continue
-        parameter = stored(layer, "weight")
+        parameter = stored(layer, "weight", *rules)
         if parameter is None:
             raise SettingsError(
                 f"{where}: {path}.weight is computed from other parameters (weight_norm, or quantization already) and can't be "
