@@ -29,9 +29,9 @@ EVERY = 40
 _LOOKS = 16  # refreshes between two looks at which columns are neighbours
 _HEADER = 10  # bytes around the code of a tensor: kind, step, neighbours, length
 _SETTLED = 0.6  # the share of the training after which a wanted size should be reached
-_AIM = 0.97  # what is aimed at, as a share of the wanted size
-_AHEAD = 0.05  # the share of the training that the control looks ahead by
-_GAIN = 12.0  # by how much the logarithm of the price would grow in the whole training where the size stays e times too large
+_AIM = 0.95  # what is aimed at, as a share of the wanted size
+_AHEAD = 0.05  # the share of the training in which what is still too large is to go
+_GAIN = 16.0  # by how much the logarithm of the price would grow in the whole training if nothing else moved
 _HIGHEST = 1e-2
 _PRICE, _CORRECTION, _SIZE, _TREND = range(4)
 
@@ -115,12 +115,10 @@ class Charge:
         control, part = self.lead.control, EVERY / self.total
         control[_TREND] = 0.8 * control[_TREND] + 0.2 * (size - control[_SIZE]) / part
         control[_SIZE] = size
-        goal = math.log(_AIM * self.pricing.size)
-        left = max(_SETTLED - done, 0.0)
-        wanted = size + (goal - size) * (_AHEAD / left if left > _AHEAD else 1.0)
-        ahead = size + float(control[_TREND]) * _AHEAD
-        error = min(max(ahead - wanted, -1.0), 1.0)
-        control[_PRICE] = min(float(control[_PRICE]) * math.exp(_GAIN * part * error), _HIGHEST)
+        # logarithms per whole training: what is wanted, and by how much what is seen lags behind
+        wanted = (math.log(_AIM * self.pricing.size) - size) / max(_SETTLED - done, _AHEAD)
+        lag = (float(control[_TREND]) - wanted) / max(abs(wanted), 1.0)
+        control[_PRICE] = min(float(control[_PRICE]) * math.exp(_GAIN * part * min(max(lag, -1.0), 1.0)), _HIGHEST)
 
     def _fold(self) -> None:
         """Move what dead neurons emit into the next biases, where the training mends what rounding does to it."""
