@@ -74,8 +74,8 @@ def test_forward_and_gradients_as_a_numpy_twin_says():
     layer(x).square().sum().backward()
     of_weight = 2 * (x.numpy() @ (np.rint(level) * 0.5).T).T @ x.numpy()
     assert np.allclose(layer.get_parameter("parametrizations.weight.original").grad.numpy(), of_weight * 0.5)
-    of_ratio = (of_weight * np.rint(level) * 0.5).sum() / np.sqrt(35)
-    assert np.isclose(float(layer.get_parameter("parametrizations.weight.0.ratio").grad), of_ratio)
+    of_growth = 2 * (of_weight * np.rint(level) * 0.5).sum() / np.sqrt(35)
+    assert np.isclose(float(layer.get_parameter("parametrizations.weight.0.growth").grad), of_growth)
 
 
 def test_the_charge_pulls_at_every_level_by_the_cost_of_its_next_step():

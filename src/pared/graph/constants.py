@@ -121,9 +121,9 @@ def _seen(model: nn.Module, paths: Sequence[str], inputs: Sequence[Any]) -> dict
             handle.remove()
     found = {}
     for path, given in calls.items():
-        weight = model.get_submodule(path).weight
-        if len(given) == 1 and (weight.dim() == 2 or given[0].dim() == weight.dim()):
-            found[path] = given[0].movedim(-1 if weight.dim() == 2 else 1, 0).flatten(1)
+        axes = model.get_parameter(f"{path}.weight".lstrip(".")).dim()
+        if len(given) == 1 and (axes == 2 or given[0].dim() == axes):
+            found[path] = given[0].movedim(-1 if axes == 2 else 1, 0).flatten(1)
     return found
 
 

@@ -125,8 +125,10 @@ class Rate:
 
     def objective(self, model: nn.Module, task: Task) -> Charge:
         """The loss with the price of all bits, for a loop of your own; `model` is what `prepare` returned."""
-        taught = task.teacher is not None and self.teach > 0
-        base = taught_by(task.teacher, task, self.temperature, self.teach) if taught else default_objective(task, self.train)
+        if task.teacher is not None and self.teach > 0:
+            base = taught_by(task.teacher, task, self.temperature, self.teach)
+        else:
+            base = default_objective(task, self.train)
         size = None
         if self.bytes is not None:
             others = _packed_bytes(model, task) - sum(coded_bytes(each) for each in rate_grids(model))

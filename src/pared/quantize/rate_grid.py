@@ -18,8 +18,8 @@ from pared.quantize.grid import scale_gradient
 from pared.quantize.rate_cost import FEATURES, cost_of, plain_cost
 from pared.quantize.weight_grid import scale_outputs
 
-_LEAST_RATIO = 2.0**-7
-"""A learned step stays above this part of its start, so that it can't pass through 0."""
+_QUICKER = 2.0
+"""Shares of learning rates that Adam moves the logarithm of a step by: levels shrink under the price, and the step makes up for it."""
 
 
 class RateGrid(WeightRule):
@@ -27,7 +27,7 @@ class RateGrid(WeightRule):
 
     The parameter behind the weight is the level: real numbers in units of the step, rounded in the forward, while the gradient passes the
     rounding as if it weren't there. So Adam, which moves every number by about the learning rate, moves all layers by equal parts of their
-    steps. The step is trained as a part of the step that it began with, as in `LearnedGrid`.
+    steps. What is trained of the step is its logarithm.
 
     Args:
         weight: of which the grid is to be; frozen weights have frozen steps.
@@ -53,7 +53,7 @@ class RateGrid(WeightRule):
     def __init__(self, weight: Tensor, step: float | Tensor, kernel: tuple[int, int] = (0, 0)) -> None:
         super().__init__()
         kind, device = torch.promote_types(weight.dtype, torch.float32), weight.device
-        self.ratio = nn.Parameter(torch.ones(1, dtype=kind, device=device), weight.requires_grad)
+        self.growth = nn.Parameter(torch.zeros(1, dtype=kind, device=device), weight.requires_grad)
         self.register_buffer("step", torch.as_tensor(step).detach().to(kind).to(device).clone())
         # buffers, so that a checkpoint has all that a training needs to go on
         self.register_buffer("slope", torch.zeros_like(weight, dtype=kind, requires_grad=False))
@@ -66,7 +66,7 @@ class RateGrid(WeightRule):
 
     def scale(self) -> Tensor:
         """The present step."""
-        return self.step * scale_gradient(self.ratio, self.damping).clamp(min=_LEAST_RATIO).view([1] * self.step.dim())
+        return self.step * torch.exp(_QUICKER * scale_gradient(self.growth, self.damping)).view([1] * self.step.dim())
 
     def forward(self, level: Tensor) -> Tensor:
         """Return the weight on the grid; there is no -0 in it, which would cost bits."""
@@ -87,7 +87,7 @@ class RateGrid(WeightRule):
         moved = torch.where(is_tiny, step, moved)
         first = [slice(0, 1)] * (moved.dim() - 2)
         self.step = moved[(slice(None), slice(None) if isinstance(layer, _ConvTransposeNd) else slice(0, 1), *first)].clone()
-        self.ratio = nn.Parameter(torch.ones_like(self.ratio), self.ratio.requires_grad)
+        self.growth = nn.Parameter(torch.zeros_like(self.growth), self.growth.requires_grad)
 
     def at(self, weight: Tensor, step: Tensor) -> RateGrid:
         """The same grid for a smaller weight, with that step, and all that was learned about the price."""
