@@ -23,12 +23,12 @@ from pared.graph.constants import fold_constants
 from pared.quantize import Rate
 from pared.quantize.rate_charge import EVERY
 from pared.quantize.rate_finish import without_dead
-from pared.quantize.rate_grid import RateGrid, rate_grids, set_grid
+from pared.quantize.rate_grid import UNIT, RateGrid, rate_grids, set_grid
 from pared.recipe.yaml import dumps, loads
 from pared.runtime import export
 from pared.training import Journal, Task, Train, fit
 
-FAST = Train(epochs=2, learning_rate=0.02)
+FAST = Train(epochs=2)
 
 
 @pytest.fixture(scope="module")
@@ -73,24 +73,24 @@ def test_forward_and_gradients_as_a_numpy_twin_says():
     x = torch.randn(3, 7, generator=generator).double()
     layer(x).square().sum().backward()
     of_weight = 2 * (x.numpy() @ (np.rint(level) * 0.5).T).T @ x.numpy()
-    assert np.allclose(layer.get_parameter("parametrizations.weight.original").grad.numpy(), of_weight * 0.5)
-    of_growth = 2 * (of_weight * np.rint(level) * 0.5).sum() / np.sqrt(35)
+    assert np.allclose(layer.get_parameter("parametrizations.weight.original").grad.numpy(), of_weight * 0.5 * UNIT)
+    of_growth = 20 * (of_weight * np.rint(level) * 0.5).sum() / np.sqrt(35)
     assert np.isclose(float(layer.get_parameter("parametrizations.weight.0.growth").grad), of_growth)
 
 
 def test_the_charge_pulls_at_every_level_by_the_cost_of_its_next_step():
-    weight = nn.Parameter(torch.tensor([[0.2, -1.4, 2.6, 0.0, -0.3], [0.0, 1.1, 0.0, 0.4, -2.2], [0.0, 0.0, 0.0, 0.0, 0.1]]).double())
+    weight = nn.Parameter(0.1 * torch.tensor([[0.2, -1.4, 2.6, 0.0, -0.3], [0.0, 1.1, 0.0, 0.4, -2.2], [0.0, 0.0, 0.0, 0.0, 0.1]]).double())
     grid = RateGrid(weight, 1.0)
     grid.refresh(weight)
     from pared.quantize.rate_cost import FEATURES, cost_of
 
-    cost = cost_of(weight.detach().round().abs(), torch.zeros(FEATURES, dtype=torch.float64))
+    cost = cost_of((weight.detach() * UNIT).round().abs(), torch.zeros(FEATURES, dtype=torch.float64))
     grid.charge(weight).backward()
     assert weight.grad is not None
-    size = weight.detach().numpy()
+    size = UNIT * weight.detach().numpy()
     expected = np.where(np.rint(np.abs(size)) < 1, cost.filling.numpy(), float(cost.growing)) * np.sign(size)
     seen = size != 0
-    assert np.allclose(weight.grad.numpy()[seen], expected[seen])
+    assert np.allclose(weight.grad.numpy()[seen], UNIT * expected[seen])
     assert float(grid.bits) == float(cost.total)
 
 
@@ -108,7 +108,7 @@ def test_a_price_makes_the_file_smaller_and_all_of_it_lies_on_grids(digits, tmp_
     model = Train(epochs=5)(mlp(), digits)
     sizes = []
     for price in (0.0, 1e-3):
-        small = Rate(price=price, train=Train(epochs=40, learning_rate=0.02), ramp=0.2)(model, digits)
+        small = Rate(price=price, train=Train(epochs=40), ramp=0.2)(model, digits)
         (tmp_path / f"{price}").mkdir()
         file = packed(small, digits, tmp_path / f"{price}")
         sizes.append(file.stat().st_size)
@@ -143,7 +143,7 @@ def test_a_mask_stays(digits):
 
 def test_a_wanted_size_is_reached_or_said_to_be_missed(digits, tmp_path, caplog):
     model = Train(epochs=5)(mlp(), digits)
-    method = Rate(bytes="700B", price=1e-4, train=Train(epochs=60, learning_rate=0.02))
+    method = Rate(bytes="700B", price=1e-4, train=Train(epochs=60))
     small = method(model, digits)
     size = packed(small, digits, tmp_path).stat().st_size
     assert 550 < size <= 700
@@ -174,7 +174,7 @@ def test_norms_become_part_of_the_layers_and_every_output_has_its_step(digits, t
 
 def test_a_killed_training_goes_on_to_the_same_result(digits, tmp_path):
     few = dataclasses.replace(digits, train=list(digits.train)[:6])
-    plan = Train(epochs=EVERY // 6 + 3, learning_rate=0.02)  # more than one refresh
+    plan = Train(epochs=EVERY // 6 + 3)  # more than one refresh
     method = Rate(bytes=900, price=1e-5, train=plan)
 
     def run(task: Task) -> nn.Module:

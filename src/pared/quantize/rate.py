@@ -59,7 +59,8 @@ class Rate:
         contexts: False charges every entry alike, as a coder without contexts would. For comparisons.
         teach: share of the teacher's answers in the loss, where the task has a teacher (a recipe sets it): the rest is the labels'.
         temperature: of the teacher's answers, see `distill.Teach`.
-        train: the training. Adam's learning rate is in steps of the grid: at 1e-3 a weight needs 500 steps to leave 0.
+        train: the training. What the learning rate means doesn't depend on the size of weights: at Adam's 0.001 each moves by about a
+            hundredth of its grid's step at a time.
         leave: paths of modules that stay as they are.
 
     Raises:

@@ -20,11 +20,11 @@ from pared.graph.analysis import Analysis, analyse
 from pared.graph.capture import capture
 from pared.graph.constants import Constant, constant_inputs
 from pared.graph.fold import read
-from pared.quantize.rate_grid import Charged, RateGrid, matrix_of, rate_grids
+from pared.quantize.rate_grid import Charged, RateGrid, levels_of, rate_grids
 from pared.training import Objective, Task
 
 EVERY = 40
-"""Steps between two looks at the costs: a level moves by 40 learning rates at most, far less than the half that rounds away."""
+"""Steps between two looks at the costs: a level moves by 40 learning rates of its own at most, far less than the half that rounds away."""
 
 _LOOKS = 16  # refreshes between two looks at which columns are neighbours
 _HEADER = 10  # bytes around the code of a tensor: kind, step, neighbours, length
@@ -83,7 +83,7 @@ class Charge:
             self.refresh(step)
         self.lead.clock += 1
         loss = self.base(model, inputs, targets)
-        bits = [each.grid.charge(each.level) for each in self.charged if each.level.requires_grad]
+        bits = [each.grid.charge(each.stored) for each in self.charged if each.rules.original.requires_grad]
         return loss + float(self.lead.control[_PRICE]) * torch.stack(bits).sum() if bits else loss
 
     @torch.no_grad()
@@ -92,9 +92,9 @@ class Charge:
         self._fold()
         if step % (EVERY * _LOOKS) == 0:
             for each in self.charged:
-                each.grid.look(each.level)
+                each.grid.look(each.stored)
         for each in self.charged:
-            each.grid.refresh(each.level, contexts=self.pricing.contexts)
+            each.grid.refresh(each.stored, contexts=self.pricing.contexts)
         control = self.lead.control
         done = step / self.total
         if self.pricing.size is None:
@@ -132,7 +132,7 @@ class Charge:
 
 def coded_bytes(charged: Charged) -> int:
     """Bytes of the adaptive code of a parameter, with about what stands before it."""
-    matrix = matrix_of(charged.level).to(torch.int64).cpu().numpy()
+    matrix = levels_of(charged.stored).to(torch.int64).cpu().numpy()
     width, period = charged.grid.neighbours.tolist()
     return len(mixing.encode(matrix, width, period)) + _HEADER if matrix.any() else _HEADER // 2
 
@@ -155,8 +155,8 @@ def _apply(layer: Any, constant: Constant) -> None:
         return
     weight[0][:, constant.inputs] = 0
     if bias is not None:
-        level, grid = bias
-        level += (constant.shift.to(level) / grid.scale()).to(level)
+        stored, grid = bias
+        stored += grid.right_inverse(constant.shift.to(stored))
 
 
 def _grid_on(layer: Any, name: str) -> tuple[Tensor, RateGrid] | None:

@@ -18,14 +18,18 @@ from pared.quantize.grid import scale_gradient
 from pared.quantize.rate_cost import FEATURES, cost_of, plain_cost
 from pared.quantize.weight_grid import scale_outputs
 
-_QUICKER = 2.0
-"""Shares of learning rates that Adam moves the logarithm of a step by: levels shrink under the price, and the step makes up for it."""
+UNIT = 10.0
+"""Levels in a unit of the parameter behind a weight. Adam moves a parameter by about the learning rate, so at the usual 0.001 a level
+by 0.01, and a weight that is to leave 0 takes 50 steps."""
+
+_QUICKER = 20.0
+"""The same for the logarithm of a step: where levels shrink under the price, the step makes up for it, so it has to keep up."""
 
 
 class RateGrid(WeightRule):
     """A weight rule: every entry is step · round(level). What is trained are the levels, and the step.
 
-    The parameter behind the weight is the level: real numbers in units of the step, rounded in the forward, while the gradient passes the
+    The parameter behind the weight is the level, in units of `UNIT`: real numbers, rounded in the forward, while the gradient passes the
     rounding as if it weren't there. So Adam, which moves every number by about the learning rate, moves all layers by equal parts of their
     steps. What is trained of the step is its logarithm.
 
@@ -68,13 +72,13 @@ class RateGrid(WeightRule):
         """The present step."""
         return self.step * torch.exp(_QUICKER * scale_gradient(self.growth, self.damping)).view([1] * self.step.dim())
 
-    def forward(self, level: Tensor) -> Tensor:
+    def forward(self, stored: Tensor) -> Tensor:
         """Return the weight on the grid; there is no -0 in it, which would cost bits."""
-        return _OnGrid.apply(level, self.scale().to(level.dtype))  # pyright: ignore[reportReturnType]
+        return _OnGrid.apply(stored, self.scale().to(stored.dtype))  # pyright: ignore[reportReturnType]
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Accept a new value for the weight."""
-        return weight / self.scale().detach().to(weight.dtype)
+        return weight / (UNIT * self.scale().detach().to(weight.dtype))
 
     @torch.no_grad()
     def follow(self, layer: Layer, factor: Tensor) -> None:
@@ -82,8 +86,8 @@ class RateGrid(WeightRule):
         step = self.scale().detach()
         moved = scale_outputs(layer, step.expand(layer.weight.shape), factor)
         is_tiny = moved.abs() < torch.finfo(step.dtype).tiny
-        level: Tensor = layer.parametrizations["weight"].original  # pyright: ignore
-        level[is_tiny] = 0
+        stored: Tensor = layer.parametrizations["weight"].original  # pyright: ignore
+        stored[is_tiny] = 0
         moved = torch.where(is_tiny, step, moved)
         first = [slice(0, 1)] * (moved.dim() - 2)
         self.step = moved[(slice(None), slice(None) if isinstance(layer, _ConvTransposeNd) else slice(0, 1), *first)].clone()
@@ -97,34 +101,33 @@ class RateGrid(WeightRule):
         return new
 
     @torch.no_grad()
-    def refresh(self, level: Tensor, *, contexts: bool = True) -> None:
+    def refresh(self, stored: Tensor, *, contexts: bool = True) -> None:
         """Learn from the present weights what filling each place costs, what growing costs, and what all of it costs together."""
-        magnitudes = matrix_of(level).abs().to(self.slope.dtype)
+        magnitudes = levels_of(stored).abs().to(self.slope.dtype)
         if not contexts:
             cost = plain_cost(magnitudes)
         else:
             width, period = self.neighbours.tolist()
             cost = cost_of(magnitudes, self.coefficients, width, period)
-        whole = torch.where(magnitudes < 1, cost.filling, cost.growing).view_as(self.slope)
-        self.slope.copy_(whole.copysign(level.to(whole.dtype)))
+        self.slope.copy_(torch.where(magnitudes < 1, cost.filling, cost.growing).view_as(self.slope))
         self.bits.copy_(cost.total)
         self.coefficients.copy_(cost.coefficients)
 
     @torch.no_grad()
-    def look(self, level: Tensor) -> None:
+    def look(self, stored: Tensor) -> None:
         """Find at which distance columns resemble each other, as the coding does where there is no kernel."""
-        matrix = matrix_of(level)
+        matrix = levels_of(stored)
         if not self.neighbours[1] and min(matrix.shape) > 1:
             self.neighbours[0] = integers.line(matrix.to(torch.int64).cpu().numpy())
 
-    def charge(self, level: Tensor) -> Tensor:
+    def charge(self, stored: Tensor) -> Tensor:
         """What the levels cost by the slopes found last, a scalar; near the levels of then right up to a constant."""
-        return torch.dot(self.slope.to(level.dtype).flatten(), level.flatten())
+        return UNIT * torch.dot(self.slope.to(stored.dtype).flatten(), stored.abs().flatten())
 
 
-def matrix_of(level: Tensor) -> Tensor:
-    """The whole numbers as the coding sees them: the first axis against all others, a vector as one row."""
-    whole = level.detach().round()
+def levels_of(stored: Tensor) -> Tensor:
+    """The whole numbers of a parameter as the coding sees them: the first axis against all others, a vector as one row."""
+    whole = (stored.detach() * UNIT).round()
     return whole.reshape(len(whole) if whole.dim() > 1 else 1, -1)
 
 
@@ -140,14 +143,14 @@ class Charged(NamedTuple):
     grid: RateGrid
 
     @property
-    def level(self) -> Tensor:
-        """The levels, zero where a mask before the grid holds them so."""
-        level: Tensor = self.rules.original  # pyright: ignore[reportAssignmentType]
+    def stored(self) -> Tensor:
+        """The parameter that the grid gets: zero where a mask before it holds it so."""
+        stored: Tensor = self.rules.original  # pyright: ignore[reportAssignmentType]
         for rule in self.rules:
             if rule is self.grid:
                 break
-            level = rule(level)
-        return level
+            stored = rule(stored)
+        return stored
 
 
 def rate_grids(model: nn.Module) -> Iterator[Charged]:
@@ -174,7 +177,7 @@ def set_grid(model: nn.Module, layer: Layer, name: str, step: float | Tensor) ->
     if parameter is None or not parameter.numel():
         return
     value = getattr(layer, name).detach().clone()
-    unit = _spread(value) or _spread(layer.weight) or 1.0
+    unit = _typical(value) or _typical(layer.weight) or 1.0
     rule = RateGrid(value.requires_grad_(parameter.requires_grad), step * unit, kernel_of(layer) if name == "weight" else (0, 0))
     level = rule.right_inverse(value.detach())
     for owner in list(model.modules()):
@@ -184,7 +187,7 @@ def set_grid(model: nn.Module, layer: Layer, name: str, step: float | Tensor) ->
     parameter.data = level  # once, however often it is read
 
 
-def _spread(values: Tensor) -> float:
+def _typical(values: Tensor) -> float:
     wide = values.detach().double()
     return float((wide.square().sum() / wide.count_nonzero().clamp(min=1)).sqrt())
 
@@ -198,11 +201,11 @@ def kernel_of(layer: Layer) -> tuple[int, int]:
 
 
 class _OnGrid(torch.autograd.Function):
-    """scale · round(level), with the gradient of scale · level for the level: by hand, as it is done at every step on every weight."""
+    """scale · round(level), with the gradient of scale · level: by hand, as it is done at every step on every weight."""
 
     @staticmethod
-    def forward(ctx: Any, level: Tensor, scale: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        weight = level.round().mul_(scale).add_(0.0)
+    def forward(ctx: Any, stored: Tensor, scale: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        weight = (stored * UNIT).round_().mul_(scale).add_(0.0)
         ctx.save_for_backward(weight, scale)
         return weight
 
@@ -210,5 +213,5 @@ class _OnGrid(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         weight, scale = ctx.saved_tensors
         if scale.dim() == 0:
-            return gradient * scale, torch.dot(gradient.flatten(), weight.flatten()) / scale
-        return gradient * scale, (gradient * weight / scale).sum_to_size(scale.shape)
+            return gradient * (UNIT * scale), torch.dot(gradient.flatten(), weight.flatten()) / scale
+        return gradient * (UNIT * scale), (gradient * weight / scale).sum_to_size(scale.shape)
