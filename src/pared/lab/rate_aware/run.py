@@ -7,7 +7,9 @@ import dataclasses
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import ClassVar
 
@@ -69,6 +71,7 @@ class RateAware:
     Args:
         seeds: of weights and samples.
         only: names of setups; empty: all.
+        jobs: how many rows are measured at a time, each in a process of one thread; they come in the order in which they end.
     """
 
     name: ClassVar[str] = "rate_aware"
@@ -80,11 +83,13 @@ class RateAware:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     only: tuple[str, ...] = ()
+    jobs: int = 1
 
     def __post_init__(self) -> None:
         problems = Problems("lab.rate_aware")
         known = [setup.name for setup in SETUPS]
         problems.check(set(self.only) <= set(known), "only", f"some of {', '.join(known)}", self.only)
+        problems.number("jobs", self.jobs, low=1, integer=True)
         problems.raise_if_any()
 
     def setups(self) -> tuple[Setup, ...]:
@@ -92,15 +97,16 @@ class RateAware:
         return tuple(setup for setup in SETUPS if not self.only or setup.name in self.only)
 
     def keys(self) -> tuple[str, ...]:
-        """Seed by seed of each network, so that an unfinished run has whole curves."""
+        """All seeds of a network, then those of the next."""
         return tuple(f"{setup.name} seed {seed}" for setup in self.setups() for seed in self.seeds)
 
     def run(self, progress: Progress, out: Path, done: frozenset[str]) -> Iterator[Row]:
         """Measure what isn't done."""
-        for setup in self.setups():
-            for seed in self.seeds:
-                if (key := f"{setup.name} seed {seed}") not in done:
-                    yield {"key": key, "setup": setup.name, "seed": seed, **measure(setup, seed)}
+        pairs = [(setup, seed) for setup in self.setups() for seed in self.seeds]
+        left = [pair for pair, key in zip(pairs, self.keys(), strict=True) if key not in done]
+        with ProcessPoolExecutor(self.jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            for future in as_completed([pool.submit(measure, *pair) for pair in left]):
+                yield future.result()
 
     def verdict(self, rows: Sequence[Row]) -> Verdict:
         """Two claims for each network, and a table of all that validation chooses."""
@@ -181,7 +187,8 @@ def measure(setup: Setup, seed: int) -> Row:
             network = Rate(price=price, train=Train(epochs=epochs, learning_rate=setup.rate))(network, taught)
             points.append({"price": price, **packed_row(network, task, Path(folder)), "widths": widths(network)})
     kept = {name: row[name] for name in ("valid", "test")}
-    return {"baseline": kept, "dense": round(100 * evaluate(dense, task, "test"), 2), "float_bytes": row["bytes"], "points": points}
+    key = {"key": f"{setup.name} seed {seed}", "setup": setup.name, "seed": seed}
+    return {**key, "baseline": kept, "dense": round(100 * evaluate(dense, task, "test"), 2), "float_bytes": row["bytes"], "points": points}
 
 
 def widths(network: nn.Module) -> list[int]:
