@@ -44,9 +44,9 @@ class RateAblations:
 
     seeds: tuple[int, ...] = (0,)
     epochs: int = 12
-    train: int = 15
+    train: int = 12
     price: float = 1.2e-5
-    rate: float = 3e-3
+    rate: float = 1e-3
 
     def __post_init__(self) -> None:
         problems = Problems("lab.rate_ablations")
