@@ -24,7 +24,7 @@ from pared.core.seeds import seed_everything
 from pared.distill import Teach
 from pared.dynamic import Exits
 from pared.prune import Blocks, GroupLasso, GrowingRegularization, Movement, Neurons, Regrow, Weights
-from pared.quantize import Bits, Clusters, Int8, Rounding
+from pared.quantize import Bits, Clusters, Int8, Rate, Rounding
 from pared.recipe.methods import METHODS, method_name, settings
 from pared.recipe.yaml import dumps, loads
 from pared.runtime import Engine, export
@@ -62,6 +62,7 @@ ROWS = {
         Row(Bits(weights=3, method="lsq", tune=ONE), {"weights": 1}),
         Row(Rounding(bits=3, samples=SAMPLES, equalize=True), {"bits": 1}),
         Row(Clusters(bits=2, convolution_bits=3, tune=ONE), {"bits": 0}),
+        Row(Rate(price=0.01, train=Train(epochs=1)), {"price": -1}),
         Row(LowRank(rank=2, tune=ONE), {"energy": 3}),
         Row(Exits(count=1, train=ONE), {"max_drop": -1}),
         Row(ONE, {"learning_rate": 0}),

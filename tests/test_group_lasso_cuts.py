@@ -12,8 +12,8 @@ from cut_models import CASES, build
 from pared.graph.analysis import analyse
 from pared.graph.capture import capture
 from pared.graph.cutting import cut_model
+from pared.graph.silence import silent_neurons
 from pared.prune.groups import neuron_groups
-from pared.prune.silence import silent_neurons
 
 GROUPS = {"filters": (True, False), "channels": (False, True), "both": (True, True)}
 

@@ -16,13 +16,13 @@ from pared.core.rules import Mask
 Layer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
-def stored(module: nn.Module, name: str) -> nn.Parameter | None:
-    """The parameter behind `name`, or None if the tensor is computed from others by anything else than a mask."""
+def stored(module: nn.Module, name: str, *rules: type[nn.Module]) -> nn.Parameter | None:
+    """The parameter behind `name`, or None if the tensor is computed from others by anything else than masks and `rules`."""
     if parametrize.is_parametrized(module, name):
         assert isinstance(module.parametrizations, nn.ModuleDict)
-        rules = module.parametrizations[name]
-        own = all(isinstance(rule, Mask) for rule in rules) if isinstance(rules, parametrize.ParametrizationList) else False
-        return rules.original if own and isinstance(rules.original, nn.Parameter) else None
+        found = module.parametrizations[name]
+        own = isinstance(found, parametrize.ParametrizationList) and all(isinstance(rule, (Mask, *rules)) for rule in found)
+        return found.original if own and isinstance(found.original, nn.Parameter) else None
     return module._parameters.get(name)
 
 

@@ -72,17 +72,27 @@ def bake(model: nn.Module) -> nn.Module:
     >>> sorted(bake(layer).state_dict())
     ['bias', 'weight']
     """
+    values: dict[int, tuple[Tensor, Tensor]] = {}  # of tied weights, which become plain at the first and aren't to be ruled once more
     for module in list(model.modules()):
         if not parametrize.is_parametrized(module):
             continue
-        _own_class(module)
         rules = _parametrizations(module)
         for name in list(rules):
             if any(isinstance(rule, WeightRule) for rule in rules[name]):
-                trainable = rules[name].original.requires_grad
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
-                getattr(module, name).requires_grad_(trainable)
+                original = rules[name].original
+                value = values.setdefault(id(original), (original, getattr(module, name).detach().clone()))[1]
+                drop_rules(module, name)
+                if isinstance(original, nn.Parameter) and getattr(module, name) is original:
+                    original.data = value
     return model
+
+
+def drop_rules(module: nn.Module, name: str) -> None:
+    """End the rules on one parameter of a module: a plain parameter with its present value is left."""
+    _own_class(module)
+    trainable = _parametrizations(module)[name].original.requires_grad
+    parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    getattr(module, name).requires_grad_(trainable)
 
 
 def _own_class(module: nn.Module) -> None:

@@ -16,10 +16,11 @@ from pared.graph.analysis import analyse
 from pared.graph.capture import capture
 from pared.graph.cutting import cut_model
 from pared.graph.depth import shorten
+from pared.graph.silence import silent_neurons
 from pared.prune.groups import Groups, depth_groups, is_plain_convolution, neuron_groups, shape_groups
 from pared.prune.masks import alive, set_mask
 from pared.prune.proximal import Shrinkage, after_steps, require_steps, soft_threshold_factors
-from pared.prune.silence import silent_blocks, silent_neurons
+from pared.prune.silence import silent_blocks
 from pared.training import Task, Train
 
 Kind = Literal["filters", "channels", "shapes", "depth"]

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from pared.core.problems import Problems
 from pared.graph.analysis import Analysis, analyse
+from pared.graph.axes import neuron_axes
 from pared.graph.capture import capture
 from pared.graph.cutting import cut_model, follow
-from pared.prune.groups import Groups, Part, along, neuron_axes
+from pared.prune.groups import Groups, Part, along
 from pared.prune.importance import AnyImportance, Magnitude, Scores
 from pared.prune.importance.protocol import scores_of
 from pared.prune.proximal import Shrinkage, after_steps, require_steps

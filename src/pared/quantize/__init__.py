@@ -20,6 +20,8 @@ from pared.quantize.kmeans import initial_centroids as initial_centroids
 from pared.quantize.kmeans import kmeans as kmeans
 from pared.quantize.kmeans import nearest as nearest
 from pared.quantize.kmeans import optimal_kmeans as optimal_kmeans
+from pared.quantize.rate import Rate as Rate
+from pared.quantize.rate_cost import cost_of as cost_of
 from pared.quantize.rounding import Rounding as Rounding
 from pared.quantize.row_rounding import round_to_nearest as round_to_nearest
 from pared.quantize.row_rounding import row_scales as row_scales

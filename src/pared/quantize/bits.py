@@ -10,13 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pared.core.layers import Layer, stored
+from pared.core.layers import Layer, compressible, stored
 from pared.core.problems import Problems
 from pared.graph.capture import Inputs, training_mode
 from pared.quantize.bit_allocation import CHOICES, bit_errors, choose_bits
 from pared.quantize.fold_norms import fold_norms
 from pared.quantize.grid import Grid, fake_quantize, find_grid
-from pared.quantize.weight_blocks import Blocks, Granularity, blocks_of, quantizable
+from pared.quantize.weight_blocks import Blocks, Granularity, blocks_of
 from pared.quantize.weight_grid import DoReFaGrid, FixedGrid, LearnedGrid, set_rule
 from pared.training import Task, Train, check_weights, first_inputs
 
@@ -102,7 +102,7 @@ class Bits:
         """Return a copy of `model` with rules on its weights, tuned; `bake` leaves ordinary weights that are on their grids."""
         check_weights(model)
         model = copy.deepcopy(model).to(task.machine.device)
-        layers = quantizable(model, self.leave, "quantize.bits")
+        layers = compressible(model, self.leave, "quantize.bits")
         inputs = task.example_inputs()
         widths = self._mixed(model, layers, task) if self.weights == "mixed" else self._widths(model, layers, inputs)
         rules = {path: self._rule(layer, widths[path]) for path, layer in layers.items() if _fits(layer, widths[path])}

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from pared.core.errors import ModelError
 from pared.core.layers import Layer
-from pared.core.rules import bake
+from pared.core.rules import bake, drop_rules
 from pared.graph import Staged
 from pared.graph.capture import Inputs, as_inputs, capture, training_mode
 from pared.graph.fold import argument, fold_batch_norm, folded, packet, read
 from pared.graph.fold_layers import drop_norm, evaluated
+from pared.quantize.rate_grid import RateGrid
 from pared.quantize.weight_grid import DoReFaGrid, FixedGrid, scale_outputs
+
+GridRule: TypeAlias = FixedGrid | DoReFaGrid | RateGrid
 
 _TOLERANCE = 1e-3
 """Of the largest output."""
 
 
-def fold_norms(model: nn.Module, inputs: Inputs, rules: Mapping[str, FixedGrid | DoReFaGrid]) -> nn.Module:
+def fold_norms(model: nn.Module, inputs: Inputs, rules: Mapping[str, GridRule]) -> nn.Module:
     """Return `model` with batch norms folded into the layers before them, as `graph.fold_batch_norm` does, or as it is.
 
     The grid of an output is multiplied by the factor that its weights are multiplied by, so the integers stay the same. A folded
@@ -55,7 +59,7 @@ def fold_norms(model: nn.Module, inputs: Inputs, rules: Mapping[str, FixedGrid |
     return candidate if pairs and _same(model, candidate, inputs) else model
 
 
-def _staged(network: Any, inputs: Inputs, rules: Mapping[str, FixedGrid | DoReFaGrid]) -> nn.Module:
+def _staged(network: Any, inputs: Inputs, rules: Mapping[str, GridRule]) -> nn.Module:
     def part(name: str, inputs: Inputs) -> nn.Module:
         inner = {path.removeprefix(f"{name}."): rule for path, rule in rules.items() if path.startswith(f"{name}.")}
         return fold_norms(network.get_submodule(name), inputs, inner)
@@ -94,11 +98,13 @@ def _factor(graph: fx.GraphModule, norm: fx.Node) -> Tensor:
 def _fold(layer: Layer, factor: Tensor, bias: Tensor) -> None:
     rules: Any = layer.parametrizations
     parameter: nn.Parameter = rules["weight"].original
-    rule = next(rule for rule in rules["weight"] if isinstance(rule, FixedGrid | DoReFaGrid))
+    rule = next(rule for rule in rules["weight"] if isinstance(rule, GridRule))
     if isinstance(rule, FixedGrid):
         with torch.no_grad():
             parameter.copy_(scale_outputs(layer, parameter, factor))
     rule.follow(layer, factor)
+    if parametrize.is_parametrized(layer, "bias"):
+        drop_rules(layer, "bias")
     trainable = parameter.requires_grad if layer.bias is None else layer.bias.requires_grad
     layer.bias = nn.Parameter(bias.detach().clone(), trainable)
 

@@ -12,9 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pared.core.layers import Layer
-from pared.core.layers import compressible as quantizable
-
-__all__ = ["Blocks", "Granularity", "blocks_of", "quantizable"]
 
 Granularity = Literal["tensor", "channel", "group"]
 
