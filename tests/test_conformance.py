@@ -24,7 +24,7 @@ from pared.core.seeds import seed_everything
 from pared.distill import Teach
 from pared.dynamic import Exits
 from pared.prune import Blocks, GroupLasso, GrowingRegularization, Movement, Neurons, Regrow, Weights
-from pared.quantize import Bits, Clusters, Int8, Rate, Rounding
+from pared.quantize import Bits, Clusters, Int8, Integers, Rate, Rounding
 from pared.recipe.methods import METHODS, method_name, settings
 from pared.recipe.yaml import dumps, loads
 from pared.runtime import Engine, export
@@ -60,6 +60,7 @@ ROWS = {
         Row(Teach(temperature=3.0, train=ONE), {"temperature": -1}),
         Row(Int8(calibration=SAMPLES), {"calibration": 0}),
         Row(Bits(weights=3, method="lsq", tune=ONE), {"weights": 1}),
+        Row(Integers(weights=3, activations=3, tune=ONE, calibration=SAMPLES), {"weights": 1}),
         Row(Rounding(bits=3, samples=SAMPLES, equalize=True), {"bits": 1}),
         Row(Clusters(bits=2, convolution_bits=3, tune=ONE), {"bits": 0}),
         Row(Rate(price=0.01, train=Train(epochs=1)), {"price": -1}),
@@ -253,7 +254,7 @@ def check_file(name: str, network: str, folder: Any) -> None:
             ours = result(*batch).numpy()
         theirs = engine.run(*(x.numpy() for x in batch))[0]
         # of an int8 network a value may be rounded the other way where it lies in the middle
-        step = (max(ours.max(), 0) - min(ours.min(), 0)) / 255 if name == "quantize.int8" else 0
+        step = (max(ours.max(), 0) - min(ours.min(), 0)) / 255 if name in ("quantize.int8", "quantize.integers") else 0
         assert np.abs(ours - theirs).max() <= 1e-4 + 1.01 * step
 
 

@@ -16,6 +16,7 @@ from pared.quantize.grid import dorefa_integers as dorefa_integers
 from pared.quantize.grid import fake_quantize as fake_quantize
 from pared.quantize.grid import find_grid as find_grid
 from pared.quantize.int8 import Int8 as Int8
+from pared.quantize.integers import Integers as Integers
 from pared.quantize.kmeans import initial_centroids as initial_centroids
 from pared.quantize.kmeans import kmeans as kmeans
 from pared.quantize.kmeans import nearest as nearest

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pared.core.problems import Problems
-from pared.quantize.row_rounding import better_rows, check_rows, round_to_nearest
+from pared.quantize.row_rounding import better_rows, check_rows, round_to_nearest, spread
 
 ZETA, GAMMA = 1.1, -0.1
 """How far the sigmoid is stretched beyond 1 and 0, so that it reaches them (the paper's)."""
@@ -52,7 +52,7 @@ def adaround(
     Args:
         weight: W, shape (…, rows, columns), one row for each output; the axes before are of matrices that don't depend on each other.
         gram: G = XᵀX of the layer's inputs, shape (…, columns, columns), any positive scale.
-        scales: shape (…, rows), the step between two values.
+        scales: shape (…, rows), the step between two values, or (…, rows, columns), that of every weight.
         low: the smallest integer.
         high: the largest integer.
         iterations: of Adam. The paper takes 10,000 on small batches; with the error of all samples in each, 1000 do.
@@ -76,7 +76,7 @@ def adaround(
     plain = round_to_nearest(weight, scales, low, high)
     if not weight.numel():
         return plain
-    steps = weight.detach().double() / scales.double()[..., None]
+    steps = weight.detach().double() / spread(scales, weight).double()
     down, size = steps.floor(), gram.double().diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     wanted, base, unit = steps.float(), down.float(), (gram.double() / torch.where(size > 0, size, torch.ones_like(size))).float()
     kept = weight != 0

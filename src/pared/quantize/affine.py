@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,14 @@ _STRIDE = 8
 
 _EMPTY = 1e-4
 """What "kl" takes for the probability of all bins together that the clipped histogram has and the rounded one has not."""
+
+
+class Affine(NamedTuple):
+    """Integers 0 … levels - 1 that stand for scale · (integer - zero_point)."""
+
+    scale: float
+    zero_point: int
+    levels: int = ACTIVATION_LEVELS
 
 
 def affine_range(counts: Tensor, low: float, high: float, method: RangeMethod = "minmax", *, levels: int = ACTIVATION_LEVELS) -> Range:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from pared.core.errors import ModelError
-from pared.quantize.affine import Range, affine_range
+from pared.quantize.affine import ACTIVATION_LEVELS, Range, affine_range
 from pared.training.samples import Inputs
 
 CalibrationMethod = Literal["minmax", "ema", "percentile", "mse", "kl"]
@@ -20,11 +20,13 @@ DECAY = 0.99
 """Of the running mean of "ema", as in quantization-aware training (1712.05877, section 3.1: close to 1)."""
 
 
-def calibrate(module: fx.GraphModule, nodes: Collection[fx.Node], batches: Inputs, method: CalibrationMethod) -> dict[fx.Node, Range]:
+def calibrate(
+    module: fx.GraphModule, nodes: Collection[fx.Node], batches: Inputs, method: CalibrationMethod, levels: int = ACTIVATION_LEVELS
+) -> dict[fx.Node, Range]:
     """The range of values at each of `nodes` over all batches.
 
     "ema" is the running mean of the extremes of each batch, with a decay of 0.99 and corrected for its beginning, so that of few batches
-    it is nearly their plain mean; all others look at all values together, see `affine_range`.
+    it is nearly their plain mean; all others look at all values together, see `affine_range`, which makes room for `levels` integers.
 
     Raises:
         ModelError: if values aren't finite.
@@ -37,7 +39,7 @@ def calibrate(module: fx.GraphModule, nodes: Collection[fx.Node], batches: Input
         return {node: (min(seen.low, 0.0), max(seen.high, 0.0)) for node, seen in extremes.items()}
     histograms = {node: _Histogram(min(seen.low, 0.0), max(seen.high, 0.0)) for node, seen in extremes.items()}
     _run(module, histograms, batches)
-    return {node: affine_range(seen.counts, seen.low, seen.high, method) for node, seen in histograms.items()}
+    return {node: affine_range(seen.counts, seen.low, seen.high, method, levels=levels) for node, seen in histograms.items()}
 
 
 @dataclass

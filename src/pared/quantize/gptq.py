@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pared.core.problems import Problems
-from pared.quantize.row_rounding import better_rows, check_rows, round_to_nearest
+from pared.quantize.row_rounding import better_rows, check_rows, round_to_nearest, spread
 
 
 def gptq(
@@ -29,7 +29,7 @@ def gptq(
     Args:
         weight: W, shape (…, rows, columns), one row for each output; the axes before are of matrices that don't depend on each other.
         gram: G = XᵀX of the layer's inputs, shape (…, columns, columns), any positive scale.
-        scales: shape (…, rows), the step between two values.
+        scales: shape (…, rows), the step between two values, or (…, rows, columns), that of every weight.
         low: the smallest integer.
         high: the largest integer.
         damping: added to the diagonal of `gram`, as a share of its mean; greater than 0. 0.01 is the paper's.
@@ -64,7 +64,8 @@ def gptq(
     damped = _damped(exact, damping).take_along_dim(order[..., :, None], -2).take_along_dim(order[..., None, :], -1)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     factor = torch.linalg.cholesky(inverse).mT  # row j: what the columns from j on do when those before are settled
-    rounded = _sweep(dense.take_along_dim(order[..., None, :], -1), factor, scales.double(), (low, high), block)
+    steps = spread(scales, weight).double().expand(weight.shape).take_along_dim(order[..., None, :], -1)
+    rounded = _sweep(dense.take_along_dim(order[..., None, :], -1), factor, steps, (low, high), block)
     return better_rows(weight, plain, rounded.take_along_dim(order.argsort(-1)[..., None, :], -1), exact, scales)
 
 
@@ -82,8 +83,8 @@ def _sweep(weight: Tensor, factor: Tensor, scales: Tensor, limits: tuple[int, in
         stop = min(start + block, columns)
         errors = torch.zeros_like(left[..., start:stop])
         for at in range(start, stop):
-            rounded[..., at] = torch.round(left[..., at] / scales).clamp(*limits) * kept[..., at]
-            errors[..., at - start] = (left[..., at] - rounded[..., at] * scales) / factor[..., at, at, None]
+            rounded[..., at] = torch.round(left[..., at] / scales[..., at]).clamp(*limits) * kept[..., at]
+            errors[..., at - start] = (left[..., at] - rounded[..., at] * scales[..., at]) / factor[..., at, at, None]
             left[..., at:stop] -= errors[..., at - start, None] * factor[..., at, None, at:stop]
         left[..., stop:] -= errors @ factor[..., start:stop, stop:]
     return rounded.to(torch.int32)

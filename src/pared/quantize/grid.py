@@ -9,6 +9,9 @@ from torch import Tensor
 
 GridMethod = Literal["minmax", "mse"]
 
+LEAST_RATIO = 2.0**-7
+"""A learned step stays above this part of its start, so that it can't pass through 0."""
+
 _CANDIDATES = 32
 _NARROWEST = 1 / 32
 """The smallest part of the range that "mse" tries; weights with a peak 32 times as large as the best clip are rare."""

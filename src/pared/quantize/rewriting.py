@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from pared.graph.fold import argument, packet, place, read, rebuilt
-from pared.quantize.affine import Range, choose_qparams, quantize_weight
+from pared.quantize.affine import ACTIVATION_LEVELS, Affine, quantize_weight
 from pared.quantize.placement import Placement
+from pared.quantize.points import Point, Points, insert_quantizers
 from pared.runtime import qdq as qdq  # registers torch.ops.pared
 
 aten = torch.ops.aten
@@ -17,8 +19,15 @@ aten = torch.ops.aten
 _LARGEST_BIAS = 2.0**30
 
 
-def rewrite(module: fx.GraphModule, placement: Placement, ranges: dict[fx.Node, Range], bits: int) -> fx.GraphModule:
-    """Put int8 into `module` (which is used up) and return the result.
+def rewrite(
+    module: fx.GraphModule,
+    placement: Placement,
+    points: Points,
+    affines: Mapping[Point, Affine],
+    bits: Mapping[fx.Node, int],
+    trained: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+) -> fx.GraphModule:
+    """Put integers into `module` (which is used up) and return the result.
 
     Weights become int8 buffers under their old names with `…_scale` beside them; activation ranges become scales and zero points in
     `quantizers`. A linear layer whose output stays float also gets an integer bias, else engines wouldn't compute it in int8.
@@ -26,25 +35,19 @@ def rewrite(module: fx.GraphModule, placement: Placement, ranges: dict[fx.Node, 
     Args:
         module: from `prepare`.
         placement: for this module.
-        ranges: of every root value of the placement.
-        bits: of the weights of layers that compute in int8.
+        points: for this placement.
+        affines: of every point.
+        bits: of the weights of the placement's layers.
+        trained: integers and scales of weights that are known already, by the paths of the weights.
     """
-    writer = _Writer(module)
-    scales: dict[fx.Node, float] = {}
-    for value, root in placement.quantized.items():
-        scale, zero_point = choose_qparams(*ranges[root])
-        scales[value] = scale
-        readers = [user for user in value.users if value in placement.produced or user in placement.consumers]
-        writer.quantize(value, root, readers, scale, zero_point)
-    originals = {new: old for old, new in writer.quantized.items()}
+    writer = _Writer(module, trained or {})
+    made = insert_quantizers(module, placement, points, lambda value, point: writer.quantize(value, point, affines[point]))
     for layer, axis in placement.layers.items():
-        source = originals.get(layer.args[0])  # type: ignore[arg-type]
         computes = layer in placement.consumers
-        input_scale = scales[source] if computes and source is not None else None
-        writer.quantize_weight(layer, axis, bits if computes else 8, input_scale)
-        if computes and packet(layer) is aten.linear and not _is_quantized(layer, placement):
-            assert input_scale is not None
-            writer.quantize_bias(layer, input_scale)
+        input_scale = affines[made[layer.args[0]]].scale if computes else None  # type: ignore[index]
+        writer.quantize_weight(layer, axis, bits[layer], input_scale)
+        if input_scale is not None:
+            writer.quantize_bias(layer, input_scale, stored=packet(layer) is aten.linear and not _is_quantized(layer, placement))
     return rebuilt(module)
 
 
@@ -59,11 +62,10 @@ def _is_quantized(layer: fx.Node, placement: Placement) -> bool:
 class _Writer:
     """Adds buffers and nodes to a graph."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        self.module, self.graph = module, module.graph
-        self.quantized: dict[fx.Node, fx.Node] = {}
+    def __init__(self, module: fx.GraphModule, trained: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        self.module, self.graph, self.trained = module, module.graph, trained
         self.scales: dict[str, str] = {}  # of the weights that are int8 already
-        self.parameters: dict[fx.Node, tuple[fx.Node, fx.Node]] = {}
+        self.parameters: dict[Point, tuple[fx.Node, fx.Node]] = {}
         self.start = next(iter(module.graph.nodes))
 
     def buffer(self, path: str, value: Tensor) -> fx.Node:
@@ -72,22 +74,20 @@ class _Writer:
         with self.graph.inserting_before(self.start):
             return self.graph.get_attr(path)
 
-    def quantize(self, value: fx.Node, root: fx.Node, readers: list[fx.Node], scale: float, zero_point: int) -> None:
-        """Let `readers` see `value` quantized with the parameters of `root`."""
-        if root not in self.parameters:
-            path = _free(self.module, f"quantizers.{root.name}")
-            self.parameters[root] = (
-                self.buffer(f"{path}.scale", torch.tensor(scale, dtype=torch.float32)),
-                self.buffer(f"{path}.zero_point", torch.tensor(zero_point, dtype=torch.uint8)),
+    def quantize(self, value: fx.Node, point: Point, affine: Affine) -> fx.Node:
+        """A node that reads `value` quantized with the parameters of a point."""
+        if point not in self.parameters:
+            path = _free(self.module, f"quantizers.{point[0].name}")
+            self.parameters[point] = (
+                self.buffer(f"{path}.scale", torch.tensor(affine.scale, dtype=torch.float32)),
+                self.buffer(f"{path}.zero_point", torch.tensor(affine.zero_point, dtype=torch.uint8)),
             )
-        after = value
-        if value.op == "placeholder":
-            after = [node for node in self.graph.nodes if node.op == "placeholder"][-1]
-        with self.graph.inserting_after(after):
-            node = self.graph.call_function(torch.ops.pared.quantize_dequantize.default, (value, *self.parameters[root]))
-        for reader in readers:
-            reader.replace_input_with(value, node)
-        self.quantized[value] = node
+        arguments = (
+            (value, *self.parameters[point])
+            if affine.levels == ACTIVATION_LEVELS
+            else (value, *self.parameters[point], 0, affine.levels - 1)
+        )
+        return self.graph.call_function(torch.ops.pared.quantize_dequantize.default, arguments)
 
     def quantize_weight(self, layer: fx.Node, axis: int, bits: int, input_scale: float | None) -> None:
         """Store the weight of `layer` as int8 and dequantize it in the graph."""
@@ -96,7 +96,10 @@ class _Writer:
         weight = read(self.module, path)
         if weight.dtype != torch.int8:
             least = None if input_scale is None else self._least_scale(layer, input_scale)
-            integers, scale = quantize_weight(weight, axis, bits, least)
+            if path in self.trained:
+                integers, scale = _at_least(*self.trained[path], least)
+            else:
+                integers, scale = quantize_weight(weight, axis, bits, least)
             scale_path = _free(self.module, f"{path}_scale")
             for name in _names(self.module, weight):
                 place(self.module, name, integers)
@@ -107,15 +110,24 @@ class _Writer:
             node = self.graph.call_function(torch.ops.pared.dequantize.default, (source, scale_node, None, axis))
         layer.args = (layer.args[0], node, *layer.args[2:])
 
-    def quantize_bias(self, layer: fx.Node, input_scale: float) -> None:
-        """Store the bias of `layer` as int32 with scale input_scale * weight_scale (1712.05877, section 2.4)."""
+    def quantize_bias(self, layer: fx.Node, input_scale: float, *, stored: bool) -> None:
+        """Round the bias of `layer` to whole multiples of input_scale * weight_scale (1712.05877, section 2.4).
+
+        The engine does it in any case, with weights of few bits by a lot, so the module has to. `stored`: as int32; else it stays float.
+        """
         source: Any = argument(layer, 2)
-        if source is None:
+        if not isinstance(source, fx.Node) or source.op != "get_attr":
             return
         bias, weight_node = read(self.module, str(source.target)), layer.args[1]
         assert isinstance(weight_node, fx.Node)
         scale = read(self.module, str(weight_node.args[1].target)) * torch.tensor(input_scale, dtype=torch.float32)  # type: ignore[union-attr]
-        integers = torch.round(bias.detach().double() / scale.double()).to(torch.int32)
+        integers = torch.round(bias.detach().double() / scale.double())
+        if not stored:
+            if len(source.users) == 1:
+                with torch.no_grad():
+                    bias.copy_(integers * scale.double())
+            return
+        integers = integers.to(torch.int32)
         shared = len(source.users) > 1
         path = _free(self.module, str(source.target)) if shared else str(source.target)
         integer_node = self.buffer(path, integers)
@@ -130,6 +142,15 @@ class _Writer:
         if not isinstance(source, fx.Node) or source.op != "get_attr":
             return None
         return read(self.module, str(source.target)).detach().abs() / (input_scale * _LARGEST_BIAS)
+
+
+def _at_least(integers: Tensor, scales: Tensor, least: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same weights with scales that aren't smaller than `least`."""
+    if least is None or not bool((scales < least).any()):
+        return integers, scales
+    larger = torch.maximum(scales, least)
+    ratio = (scales / larger).reshape(-1, *[1] * (integers.dim() - 1))
+    return torch.round(integers * ratio).to(torch.int8), larger
 
 
 def _names(module: nn.Module, tensor: Tensor) -> list[str]:

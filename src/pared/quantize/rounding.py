@@ -21,7 +21,8 @@ from pared.quantize.adaround import adaround
 from pared.quantize.bias_correction import correct_bias, output_means
 from pared.quantize.equalization import equalize
 from pared.quantize.gptq import gptq
-from pared.quantize.row_rounding import dequantize, round_to_nearest, row_scales
+from pared.quantize.row_rounding import dequantize, group_scales, round_to_nearest, row_scales
+from pared.quantize.weight_blocks import Granularity
 from pared.training import Task
 from pared.training.check import check_weights
 from pared.training.evaluate import evaluating
@@ -45,7 +46,9 @@ class Rounding:
         method: "gptq" moves the error of each column to the next ones (Frantar et al. 2023, 2210.17323), which is fast and mostly best;
             "adaround" learns to round up or down (Nagel et al. 2020, 2004.10568); "nearest" is the baseline. The error of a layer is
             never larger than with "nearest", which stands in for rows where it would be.
-        granularity: what has a scale of its own: each output ("channel"), which costs four bytes each, or the layer ("tensor").
+        granularity: what has a scale of its own: each output ("channel"), which costs four bytes each, the layer ("tensor"), or `group`
+            consecutive weights of an output ("group").
+        group: weights of a group. With 16, 32, 64 or 128 large linear layers of 4 and 2 bits are deployed packed, see `runtime.export`.
         scales: "mse" takes the scale of least squared error, every input weighted by its mean square, by default, since with few
             bits it pays to cut off the largest weights; "minmax" cuts nothing off.
         samples: training inputs to calibrate on. 256 are plenty for convolutions, which see each sample at many positions; a linear
@@ -69,7 +72,8 @@ class Rounding:
 
     bits: int = 4
     method: Literal["gptq", "adaround", "nearest"] = "gptq"
-    granularity: Literal["channel", "tensor"] = "channel"
+    granularity: Granularity = "channel"
+    group: int = 32
     scales: Literal["mse", "minmax"] = "mse"
     samples: int = 256
     damping: float = 0.01
@@ -81,7 +85,9 @@ class Rounding:
         problems = Problems("quantize.rounding")
         problems.number("bits", self.bits, low=2, high=8, integer=True)
         problems.check(self.method in ("gptq", "adaround", "nearest"), "method", "gptq, adaround or nearest", self.method)
-        problems.check(self.granularity in ("channel", "tensor"), "granularity", "channel or tensor", self.granularity)
+        grains = ("channel", "tensor", "group")
+        problems.check(self.granularity in grains, "granularity", "channel, tensor or group", self.granularity)
+        problems.number("group", self.group, low=1, integer=True)
         problems.check(self.scales in ("mse", "minmax"), "scales", "mse or minmax", self.scales)
         problems.number("samples", self.samples, low=1, integer=True)
         problems.number("damping", self.damping, above=0, high=1e6)
@@ -159,6 +165,8 @@ class Rounding:
         limit = 2 ** (self.bits - 1) - 1
         if self.granularity == "channel":
             return row_scales(rows, limit, importance)
+        if self.granularity == "group":
+            return group_scales(rows, self.group, limit, importance)
         spread = None if importance is None else importance[:, None].expand_as(rows).reshape(-1)
         return row_scales(rows.reshape(1, -1), limit, spread).expand(rows.shape[:2])
 

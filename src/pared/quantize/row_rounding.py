@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pared.core.problems import Problems
 
@@ -48,12 +49,35 @@ def row_scales(weight: Tensor, limit: int, importance: Tensor | None = None) -> 
     return best
 
 
+def group_scales(weight: Tensor, group: int, limit: int, importance: Tensor | None = None) -> Tensor:
+    """The scale of every weight, where `group` consecutive ones of a row share one; the last group of a row may be smaller.
+
+    Args:
+        weight: shape (…, rows, columns).
+        group: columns that share a scale.
+        limit: the largest integer.
+        importance: shape (…, columns), see `row_scales`.
+
+    Returns:
+        float32 scales of the weight's shape.
+
+    >>> group_scales(torch.tensor([[0.63, -0.31, 6.3]]), 2, 63)
+    tensor([[0.0100, 0.0100, 0.1000]])
+    """
+    columns = weight.shape[-1]
+    rest = (0, -columns % group)
+    blocks = functional.pad(weight, rest).unflatten(-1, (-1, group)).transpose(-2, -3)
+    shares = None if importance is None else functional.pad(importance, rest).unflatten(-1, (-1, group))
+    scales = row_scales(blocks, limit, shares).transpose(-1, -2)
+    return scales.repeat_interleave(group, -1)[..., :columns]
+
+
 def round_to_nearest(weight: Tensor, scales: Tensor, low: int, high: int) -> Tensor:
     """The integers from `low` to `high` that are nearest to `weight` / `scales`; half way between two the even one.
 
     Args:
         weight: shape (…, rows, columns).
-        scales: shape (…, rows), greater than 0.
+        scales: shape (…, rows), or of every weight (…, rows, columns), greater than 0.
         low: the smallest integer.
         high: the largest integer.
 
@@ -63,7 +87,7 @@ def round_to_nearest(weight: Tensor, scales: Tensor, low: int, high: int) -> Ten
     >>> round_to_nearest(torch.tensor([[0.14, -0.9]]), torch.tensor([0.1]), -7, 7)
     tensor([[ 1, -7]], dtype=torch.int32)
     """
-    return torch.round(weight.detach().double() / scales.double()[..., None]).clamp(low, high).to(torch.int32)
+    return torch.round(weight.detach().double() / spread(scales, weight).double()).clamp(low, high).to(torch.int32)
 
 
 def dequantize(integers: Tensor, scales: Tensor) -> Tensor:
@@ -72,7 +96,16 @@ def dequantize(integers: Tensor, scales: Tensor) -> Tensor:
     >>> dequantize(torch.tensor([[1, -7]]), torch.tensor([0.5]))
     tensor([[ 0.5000, -3.5000]])
     """
-    return integers.to(torch.float32) * scales.to(torch.float32)[..., None]
+    return integers.to(torch.float32) * spread(scales, integers).to(torch.float32)
+
+
+def spread(scales: Tensor, weight: Tensor) -> Tensor:
+    """Scales of rows or of single weights, so that they broadcast against a weight of shape (…, rows, columns).
+
+    >>> spread(torch.ones(2), torch.zeros(2, 3)).shape, spread(torch.ones(2, 3), torch.zeros(2, 3)).shape
+    (torch.Size([2, 1]), torch.Size([2, 3]))
+    """
+    return scales if scales.dim() == weight.dim() else scales[..., None]
 
 
 def row_errors(weight: Tensor, integers: Tensor, gram: Tensor, scales: Tensor) -> Tensor:

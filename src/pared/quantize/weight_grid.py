@@ -8,11 +8,8 @@ from torch import Tensor, nn
 from pared.core.errors import SettingsError
 from pared.core.layers import Layer, join_weight, readers, split_weight
 from pared.core.rules import Mask, WeightRule, add_rule, find_rule
-from pared.quantize.grid import Grid, dorefa_integers, fake_quantize, scale_gradient
+from pared.quantize.grid import LEAST_RATIO, Grid, dorefa_integers, fake_quantize, integers, scale_gradient
 from pared.quantize.weight_blocks import Blocks
-
-_LEAST_RATIO = 2.0**-7
-"""A learned step stays above this part of its start, so that it can't pass through 0."""
 
 
 class FixedGrid(WeightRule):
@@ -50,6 +47,13 @@ class FixedGrid(WeightRule):
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Accept a new value for the weight: what is trained is the weight before rounding."""
         return weight
+
+    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The int8 integers of a weight's nearest values on the grid, and the step of every output; of blocks that are whole outputs."""
+        grid = self.grid()
+        found = self.blocks.join(integers(self.blocks.split(weight), grid), weight.shape)
+        steps = grid.step.detach().to(torch.float32).flatten().expand(len(weight) if self.blocks.granularity == "tensor" else -1)
+        return found.detach().to(torch.int8), steps.clone()
 
     def follow(self, layer: Layer, factor: Tensor) -> None:
         """Follow a weight whose outputs are multiplied by `factor`, shape (outputs,): the integers stay what they are.
@@ -95,7 +99,7 @@ class LearnedGrid(FixedGrid):
 
     def grid(self) -> Grid:
         """The grid as it is now."""
-        ratio = scale_gradient(self.ratio, self.damping).clamp(min=_LEAST_RATIO)
+        ratio = scale_gradient(self.ratio, self.damping).clamp(min=LEAST_RATIO)
         return Grid((self.step.to(ratio.dtype) * ratio.view(self.step.shape)).to(self.step.dtype), self.lowest, self.highest)
 
     def _begin_at(self, step: Tensor) -> None:
@@ -131,6 +135,10 @@ class DoReFaGrid(WeightRule):
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Accept a new value for the weight: what is trained is the weight before rounding."""
         return weight
+
+    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The int8 integers of a weight, odd ones, and the step of every output; of at most 7 bits."""
+        return dorefa_integers(weight.detach(), self.bits).to(torch.int8), self.step.to(torch.float32).repeat(len(weight))
 
     def follow(self, layer: Layer, factor: Tensor) -> None:
         """Follow a weight whose outputs are multiplied by `factor`, shape (outputs,); the weight before rounding stays."""

@@ -13,7 +13,7 @@ from pared.architecture import LowRank
 from pared.distill import Teach
 from pared.dynamic import Exits
 from pared.prune import Blocks, GroupLasso, GrowingRegularization, Movement, Neurons, Regrow, Weights
-from pared.quantize import Bits, Clusters, Int8, Rate, Rounding
+from pared.quantize import Bits, Clusters, Int8, Integers, Rate, Rounding
 from pared.training import Train
 
 METHODS: tuple[type, ...] = (
@@ -27,6 +27,7 @@ METHODS: tuple[type, ...] = (
     Teach,
     Int8,
     Bits,
+    Integers,
     Rounding,
     Clusters,
     Rate,

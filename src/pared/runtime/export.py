@@ -27,6 +27,7 @@ from pared.graph.record import module_path
 from pared.runtime import qdq
 from pared.runtime.canonical import canonical
 from pared.runtime.engine import Engine
+from pared.runtime.few_bits import pack_linear_layers
 
 OPSET = 20
 """The ONNX opset of all files: the newest that ONNX Runtime, OpenVINO and MNN all read."""
@@ -82,6 +83,9 @@ def export(model: nn.Module, example_inputs: Tensor | Sequence[Any], path: str |
 def model_proto(model: nn.Module, example_inputs: Tensor | Sequence[Any], normalize: nn.Module | None = None) -> onnx.ModelProto:
     """The ONNX model that `export` writes, in canonical form; networks that write their own ONNX build it from such parts.
 
+    Linear layers of 16,384 weights or more whose weights lie on grids of 4 or 2 bits, by output or by 16 to 128 inputs of one, hold them
+    packed and are computed by the engine's operator for that (MatMulNBits), which rounds their inputs to 8 bits, block by block.
+
     Raises:
         CaptureError: as `export`.
     """
@@ -96,7 +100,7 @@ def model_proto(model: nn.Module, example_inputs: Tensor | Sequence[Any], normal
             proto = _merge(_translate(normalize, inputs), proto)
     else:
         proto = _translate(_in_front(normalize, model), inputs)
-    proto = canonical(proto)
+    proto = canonical(pack_linear_layers(proto))
     onnx.checker.check_model(proto, full_check=True)
     return proto
 
@@ -254,7 +258,7 @@ def _compare(model: nn.Module, inputs: tuple[Any, ...], file: Path, named: Path)
     with training_mode(model, False), torch.no_grad():
         expected = [x.detach().cpu().numpy() for x in pytree.tree_leaves(model(*copies)) if isinstance(x, Tensor)]
     found = engine.run(*(x.detach().cpu().numpy() for x in inputs if isinstance(x, Tensor)))
-    quantized = any(node.op_type == "QuantizeLinear" for node in onnx.load(str(file), load_external_data=False).graph.node)
+    quantized = any(node.op_type in ("QuantizeLinear", "MatMulNBits") for node in onnx.load(str(file), load_external_data=False).graph.node)
     for index, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
         if ours.shape != theirs.shape:
             raise ModelError(f"{named}: output {index} has shape {theirs.shape}, the model's has {ours.shape}.")

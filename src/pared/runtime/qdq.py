@@ -2,11 +2,12 @@
 
     pared::quantize(x, scale, zero_point, axis)              float -> integers of zero_point's type
     pared::dequantize(q, scale, zero_point, axis)            integers -> float
-    pared::quantize_dequantize(x, scale, zero_point, axis)   both, with the straight-through gradient
+    pared::quantize_dequantize(x, scale, zero_point, axis, highest)   both, with the straight-through gradient
 
 The affine map is real = scale * (integer - zero_point) (Jacob et al. 2018, 1712.05877, section 2.1), rounding half to even and dividing
 by the scale, as the ONNX operators do, so that PyTorch and an engine agree on ties. A zero-dimensional scale covers the whole tensor,
 a one-dimensional one has an entry for each index of `axis`. The type of `zero_point` (int8, uint8 or int32) is the type of the integers.
+Fewer bits than the type has are integers of that type up to `highest`: there is no engine with kernels for less than 8 bits.
 
 >>> x, scale, zero_point = torch.tensor([-1.0, 0.0, 0.26]), torch.tensor(0.1), torch.tensor(3, dtype=torch.uint8)
 >>> quantize(x, scale, zero_point)
@@ -45,12 +46,13 @@ def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor | None = None, axis:
 
 
 @torch.library.custom_op("pared::quantize_dequantize", mutates_args=())
-def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int = 0) -> Tensor:
+def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int = 0, highest: int = 255) -> Tensor:
     """Return `dequantize(quantize(x))`; the gradient passes unchanged where `x` lies in the range and is zero where it was clamped.
 
     The straight-through estimator (Bengio et al. 2013, 1308.3432): one operator, because integers carry no gradient in PyTorch.
+    Integers above `highest` become `highest`.
     """
-    return dequantize(quantize(x, scale, zero_point, axis), scale, zero_point, axis)
+    return dequantize(quantize(x, scale, zero_point, axis).clamp(max=_highest(zero_point, highest)), scale, zero_point, axis)
 
 
 @quantize.register_fake
@@ -64,20 +66,23 @@ def _(q: Tensor, scale: Tensor, zero_point: Tensor | None = None, axis: int = 0)
 
 
 @quantize_dequantize.register_fake
-def _(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int = 0) -> Tensor:
+def _(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int = 0, highest: int = 255) -> Tensor:
     return torch.empty_like(x, dtype=scale.dtype)
 
 
-def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
-    x, scale, zero_point, axis = inputs
-    limits = torch.iinfo(zero_point.dtype)
+def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int, int], output: Tensor) -> None:
+    x, scale, zero_point, axis, highest = inputs
     levels = torch.round(x / _along(scale, x, axis)) + _along(zero_point, x, axis).to(x.dtype)
-    ctx.save_for_backward((levels >= limits.min) & (levels <= limits.max))
+    ctx.save_for_backward((levels >= torch.iinfo(zero_point.dtype).min) & (levels <= _highest(zero_point, highest)))
 
 
-def _straight_through(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+def _straight_through(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
     (inside,) = ctx.saved_tensors
-    return gradient * inside, None, None, None
+    return gradient * inside, None, None, None, None
+
+
+def _highest(zero_point: Tensor, highest: int) -> int:
+    return min(torch.iinfo(zero_point.dtype).max, highest)
 
 
 quantize_dequantize.register_autograd(_straight_through, setup_context=_remember)
@@ -104,8 +109,12 @@ def _onnx_dequantize(q: Any, scale: Any, zero_point: Any = None, axis: int = 0) 
     return op.DequantizeLinear(q, scale, zero_point, axis=axis)
 
 
-def _onnx_quantize_dequantize(x: Any, scale: Any, zero_point: Any, axis: int = 0) -> Any:
+def _onnx_quantize_dequantize(x: Any, scale: Any, zero_point: Any, axis: int = 0, highest: int = 255) -> Any:
     integers: Any = op.QuantizeLinear(x, scale, zero_point, axis=axis)
+    if highest < 255:  # on integers, so that the engine still sees a layer between integers
+        largest: Any = ir.tensor(np.array(highest, np.uint8))
+        bound: Any = op.Constant(value=largest)
+        integers = op.Min(integers, bound)
     return op.DequantizeLinear(integers, scale, zero_point, axis=axis)
 
 
