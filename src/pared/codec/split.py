@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,12 +49,12 @@ def unique_names(names: Sequence[str]) -> list[str]:
     >>> unique_names(["a", "", "a", ""])
     ['a', '#1', 'a#2', '#3']
     """
+    longest = max((len(run) for name in names for run in re.findall("#+", name)), default=0)
+    mark = "#" * (longest + 1)  # longer than in any name, so that no name is made twice
     seen: set[str] = set()
     out: list[str] = []
     for index, name in enumerate(names):
-        fresh = name if name and name not in seen else f"{name}#{index}"
-        while fresh in seen:
-            fresh += "#"
+        fresh = name if name and name not in seen else f"{name}{mark}{index}"
         seen.add(fresh)
         out.append(fresh)
     return out
