@@ -228,7 +228,7 @@ def scaled(source: Bytes, rows: int, columns: int) -> list[int]:
     lanes = 2 if rows * columns >= 4096 else 1
     states = list(struct.unpack(f"<{lanes}Q", coded[: 8 * lanes]))
     words = iter(struct.unpack(f"<{(len(coded) - 8 * lanes) // 4}I", coded[8 * lanes :]))
-    relative = lambda total, count: logarithm(16 * total + 8 * mean) - logarithm((count + 8) * mean)  # noqa: E731
+    relative = lambda total, count: logarithm(16 * total + 4 * mean) - logarithm((count + 4) * mean)  # noqa: E731
     out: list[int] = []
     totals, of_column = [0] * columns, [0] * columns
     for i in range(rows):
@@ -236,7 +236,7 @@ def scaled(source: Bytes, rows: int, columns: int) -> list[int]:
             of_column = [relative(total, i) for total in totals]
         total = of_row = 0
         for j in range(columns):
-            if j % 8 == 0:
+            if j < 8 or j % 8 == 0:
                 of_row = relative(total, j)
             scale = min(max(logarithm(mean) + (by_column * of_column[j] >> 2) + (by_row * of_row >> 2), 0) >> 2, 191)
             table = tables[min(max(scale - lowest, 0), classes - 1)]

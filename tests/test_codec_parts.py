@@ -58,24 +58,31 @@ def test_wrong_numbers(data: bytes) -> None:
 @quickly
 def test_adaptive_round_trip_by_both_readers(matrix: NDArray[np.int64], lag: int) -> None:
     data = mixing.encode(matrix, lag, 2 * lag)
-    assert (mixing.decode(data, *matrix.shape, lag, 2 * lag) == matrix).all()
+    assert (mixing.decode(data, matrix.shape, lag, 2 * lag) == matrix).all()
     assert codec_twin.adaptive(data, *matrix.shape, lag, 2 * lag) == matrix.tolist()
 
 
 def test_adaptive_takes_the_largest_integers() -> None:
     matrix = np.array([[mixing.LARGEST, -mixing.LARGEST], [1, 0]] * 5)
     data = mixing.encode(matrix)
-    assert (mixing.decode(data, 10, 2) == matrix).all()
+    assert (mixing.decode(data, (10, 2)) == matrix).all()
     assert codec_twin.adaptive(data, 10, 2, 0, 0) == matrix.tolist()
+
+
+def test_adaptive_integers_that_are_too_long_are_refused() -> None:
+    data = mixing.encode(np.array([[7, -8, 0]]))
+    assert mixing.decode(data, (1, 3), most=4).tolist() == [[7, -8, 0]]
+    with pytest.raises(FileError, match="more than 3 bits"):
+        mixing.decode(data, (1, 3), most=3)
 
 
 def test_adaptive_code_that_goes_on_is_refused() -> None:
     data = mixing.encode(np.array([[1, 2, 3]]))
     for wrong in (data + b"\0", data + b"\1", data + data):
         with pytest.raises(FileError, match="ends elsewhere"):
-            mixing.decode(wrong, 1, 3)
+            mixing.decode(wrong, (1, 3))
     with pytest.raises(FileError, match="left over"):
-        mixing.decode(b"x", 0, 3)
+        mixing.decode(b"x", (0, 3))
 
 
 def test_adaptive_coding_of_a_sparse_matrix_with_empty_rows_and_columns() -> None:
@@ -179,7 +186,7 @@ def test_scales_pay_where_rows_and_columns_differ() -> None:
     scale = 2.0 ** rng.integers(0, 5, (200, 1))
     matrix = np.rint(rng.normal(size=(200, 200)) * 4 * scale).astype(np.int32)
     ideal = sum(math.log2(4 * s * math.sqrt(2 * math.pi * math.e)) for s in scale[:, 0]) * 200 / 8  # of normal numbers, rounded
-    assert len(scales.encode(matrix)) < 1.015 * ideal < 0.95 * entropy(matrix)
+    assert len(scales.encode(matrix)) < 1.02 * ideal < 0.95 * entropy(matrix)
 
 
 @pytest.mark.parametrize("place", range(0, 400, 7))

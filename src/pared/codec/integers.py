@@ -61,8 +61,8 @@ def encode(matrix: NDArray[np.integer], coding: Coding, neighbours: tuple[bool, 
     return number(len(places)) + tokens.encode(tokens.unfold(gaps.astype(np.uint32)), kind) + tokens.encode(flat[places], kind)
 
 
-def decode(cursor: Cursor, shape: tuple[int, int], coding: Coding) -> NDArray[np.int32]:
-    """The matrix that `encode` was given.
+def decode(cursor: Cursor, shape: tuple[int, int], coding: Coding, most: int = 31) -> NDArray[np.int32]:
+    """The matrix that `encode` was given; `most` is how many bits a magnitude can have.
 
     Raises:
         FileError: if the bytes aren't those of such a matrix.
@@ -76,7 +76,8 @@ def decode(cursor: Cursor, shape: tuple[int, int], coding: Coding) -> NDArray[np
         transposed = cursor.number("the order of axes", 1)
         width, period = (cursor.number(what, max(rows, columns)) for what in ("a width", "a period"))
         data = cursor.take(cursor.number("the length of a matrix"), "a matrix")
-        return mixing.decode(data, columns, rows, width, period).T if transposed else mixing.decode(data, rows, columns, width, period)
+        found = mixing.decode(data, (columns, rows) if transposed else shape, width, period, most)
+        return found.T if transposed else found
     if coding is Coding.SCALED:
         return scales.decode(cursor, shape)
     kind: tokens.Coding = "static" if coding in (Coding.STATIC, Coding.RUNS_STATIC) else "huffman"

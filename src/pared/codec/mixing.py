@@ -24,11 +24,12 @@ LARGEST = (1 << 31) - 1
 LONGEST = 1 << 20
 """The most rows and columns of a matrix, which have counters of their own."""
 
+_LONGEST = 31  # bits of the largest magnitude
 _ROOM = 1 << 12  # bytes of a stream besides two an entry
 _COUNT = 255  # counters learn ever more slowly up to here
 _RECIPROCALS = np.array([(1 << 17) // (2 * n + 3) for n in range(_COUNT + 1)], np.int64)
 _RATES = np.array([6 + 2816 // (32 + n) for n in range(1024)], np.int64)
-_LOW, _HIGH, _CODE, _PLACE, _ENCODING = range(5)
+_LOW, _HIGH, _CODE, _PLACE, _ENCODING, _MOST, _WRONG = range(7)
 
 
 class Coder(NamedTuple):
@@ -62,7 +63,7 @@ def encode(values: NDArray[np.integer], width: int = 0, period: int = 0) -> byte
 
     >>> values = np.array([[0, 0, 3], [0, 0, -1]])
     >>> data = encode(values)
-    >>> len(data), bool((decode(data, 2, 3) == values).all())
+    >>> len(data), bool((decode(data, (2, 3)) == values).all())
     (3, True)
     """
     if values.size == 0:
@@ -77,21 +78,30 @@ def encode(values: NDArray[np.integer], width: int = 0, period: int = 0) -> byte
         room = int(coder.registers[_PLACE])  # what it took; nothing was written beyond the end
 
 
-def decode(data: bytes | memoryview, rows: int, columns: int, width: int = 0, period: int = 0) -> NDArray[np.int32]:
+def decode(data: bytes | memoryview, shape: tuple[int, int], width: int = 0, period: int = 0, most: int = _LONGEST) -> NDArray[np.int32]:
     """The matrix that `encode` was given.
 
+    Args:
+        data: what `encode` returned.
+        shape: (rows, columns).
+        width: as for `encode`.
+        period: as for `encode`.
+        most: bits that a magnitude can have; nothing is decoded after a longer one, so that forged code can't go on for long.
+
     Raises:
-        FileError: if more bytes are needed than there are, or some are left over.
+        FileError: if more bytes are needed than there are, some are left over, or a magnitude is too long.
     """
-    values = np.zeros((rows, columns), np.int32)
+    values = np.zeros(shape, np.int32)
     if values.size == 0:
         if len(data):
             raise FileError("bytes are left over after an empty matrix.")
         return values
     coder = _coder(values.shape, period, np.array(np.frombuffer(data, np.uint8)), encoding=False)
     coder.registers[_CODE] = int.from_bytes(bytes(data[:4]).ljust(4, b"\0"), "big")
-    coder.registers[_PLACE] = 4
+    coder.registers[_PLACE], coder.registers[_MOST] = 4, most
     _matrix(coder, values, width, period)
+    if coder.registers[_WRONG]:
+        raise FileError(f"an integer has more than {most} bits.")
     done = int(coder.registers[_PLACE]) - 4  # the encoder was here when it had written as many bytes
     if _with_tail(bytes(data[:done]).ljust(done, b"\0"), coder.registers) != data:
         raise FileError("a matrix of integers ends elsewhere than its bytes.")
@@ -110,7 +120,7 @@ def _with_tail(written: bytes, registers: NDArray[np.int64]) -> bytes:
 
 
 def _coder(shape: tuple[int, ...], period: int, stream: NDArray[np.uint8], *, encoding: bool) -> Coder:
-    registers = np.array([0, 0xFFFFFFFF, 0, 0, encoding], np.int64)
+    registers = np.array([0, 0xFFFFFFFF, 0, 0, encoding, _LONGEST, 0], np.int64)
     counters = np.full(counter_count(shape[0], shape[1], period), 1 << 31, np.uint32)  # a half, seen never
     weights = np.full((SETS, MOST_INPUTS), contexts.WEIGHTS, np.int32)
     learned, near = np.zeros(SETS, np.int64), np.zeros(NEAR, np.int64)
@@ -209,11 +219,14 @@ def _value(coder: Coder, value: int, i: int, j: int, rows: int, period: int) -> 
     first, second = contexts.sign_slots(slots, near, j, rows, period)
     negative = _bit(coder, int(value < 0), 5, first, second)
     magnitude, bits, known = abs(value), contexts.length(value), 1
-    while known < 31:
+    while known < _LONGEST:
         first, second = contexts.length_slots(slots, near, known, j, rows, period)
         if not _bit(coder, int(bits > known), 6, first, second):
             break
         known += 1
+        if known > coder.registers[_MOST]:
+            coder.registers[_WRONG] = 1
+            return 0
     found = 1
     for depth in range(known - 1):
         first, second = contexts.low_slots(slots, near, known, depth, found)
@@ -236,7 +249,7 @@ def _matrix(coder: Coder, v: NDArray[np.int32], width: int, period: int) -> None
     counts, signs, lengths = np.zeros(columns, np.int64), np.zeros(columns, np.int64), np.zeros(columns, np.int64)
     near = coder.near
     for i in range(rows):
-        if not full_rows[i]:
+        if not full_rows[i] or coder.registers[_WRONG]:
             continue
         near[contexts.ROW_COUNT] = near[contexts.LAST_LENGTH] = near[contexts.LAST_SIGN] = 0
         for place in range(len(chosen)):

@@ -51,7 +51,7 @@ def decode(cursor: Cursor, layout: Layout) -> NDArray[np.unsignedinteger]:
             continue
         shape = cursor.take(cursor.number("the length of a table"), "a table")
         coded = cursor.take(cursor.number("the length of a plane"), "a plane of bytes")
-        planes[:, index] = static.decode(coded, layout.count, mixing.decode(shape, 1, size)[0])
+        planes[:, index] = static.decode(coded, layout.count, mixing.decode(shape, (1, size))[0])
     bits = planes.view(layout.element.bits).reshape(-1)
     if layout.element.family in ("float", "sign-magnitude"):
         bits = (bits >> 1 | bits << (8 * layout.element.size - 1)).astype(layout.element.bits)

@@ -38,12 +38,12 @@ _WHOLE = 1 << _PRECISION
 _CELL = 12  # bits of a slot that the index into a table leaves out
 _LOWEST = 1 << 31  # of a state; it is renewed by 32 bits
 _MANY = 4096  # symbols from which on two states share the work
-_PRIOR = 8  # places that the mean of the matrix counts for
+_PRIOR = 4
 _EVERY = 8  # places after which a scale is looked at again
 _SHAPE = 1 << 24
 _STEPS = 32  # of logarithms, to an octave
 _WEIGHTS = ((0, 0), (0, 4), (4, 0), (3, 3), (4, 4))  # how much of the scales of rows and columns counts, in quarters
-_ROOTS = np.array([62757, 57548, 52772, 48393, 44376, 40693, 37316, 34219], np.int64)  # 2^16 times 2^-1/16, 2^-3/16, …
+_ROOTS = np.array([62757, 57549, 52773, 48393, 44376, 40693, 37316, 34219], np.int64)  # 2^16 times 2^-1/16, 2^-3/16, …
 _LOGARITHMS = np.array([max(t for t in range(33) if t == 0 or (256 + m) ** 64 >= 1 << (511 + 2 * t)) for m in range(256)], np.int64)
 
 
@@ -110,7 +110,7 @@ def decode(cursor: Cursor, shape: tuple[int, int]) -> NDArray[np.int32]:
         cursor.number("a mean", 16 * LARGEST), cursor.number("a weight", 4), cursor.number("a weight", 4), cursor.number("a range", MOST),
         cursor.number("a class", _HIGHEST), cursor.number("a count of classes", MOST_CLASSES), cursor.number("a frequency", _WHOLE // 2),
     )  # fmt: skip
-    form = mixing.decode(cursor.take(cursor.number("the length of a shape"), "a shape"), 1, 2 * BUCKETS)[0]
+    form = mixing.decode(cursor.take(cursor.number("the length of a shape"), "a shape"), (1, 2 * BUCKETS))[0]
     if not scales.mean or not scales.classes or form.min() < 0 or not form.any():
         raise FileError("the shape of a matrix is impossible.")
     coded = cursor.take(cursor.number("the length of coded symbols"), "coded symbols")
@@ -169,7 +169,7 @@ def _classes(matrix: NDArray[np.int32], mean: int, by_row: int, by_column: int) 
         _look_at_columns(parts, totals, i, mean, by_column)
         total, part = 0, 0
         for j in range(columns):
-            if j % _EVERY == 0:
+            if j < _EVERY or j % _EVERY == 0:
                 part = by_row * _relative(total, j, mean) >> 2
             classes[i, j] = min(max(parts[j] + part, 0) >> 2, _HIGHEST)
             magnitude = abs(np.int64(matrix[i, j]))
@@ -318,7 +318,7 @@ def _decode(
         _look_at_columns(parts, totals, i, scales.mean, scales.by_column)
         total, part = 0, 0
         for j in range(columns):
-            if j % _EVERY == 0:
+            if j < _EVERY or j % _EVERY == 0:
                 part = scales.by_row * _relative(total, j, scales.mean) >> 2
             c = min(max(min(max(parts[j] + part, 0) >> 2, _HIGHEST) - scales.lowest, 0), last)
             state = states[lane]

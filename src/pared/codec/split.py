@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
 
 from pared.codec.elements import Layout
 
@@ -40,7 +40,8 @@ class Split:
 
 def mapped(path: Path) -> memoryview:
     """The bytes of a file, read as they are looked at."""
-    return memoryview(np.memmap(path, np.uint8, "r")) if path.stat().st_size else memoryview(b"")  # pyright: ignore[reportArgumentType]
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b"")
 
 
 def unique_names(names: Sequence[str]) -> list[str]:

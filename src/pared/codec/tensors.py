@@ -13,7 +13,7 @@ from pared.codec import frames, integers, mixing, planes, scales
 from pared.codec.cursor import Cursor, number
 from pared.codec.elements import Layout
 from pared.codec.integers import Coding
-from pared.codec.values import Kind, Meaning, entries, matrix_shape, meanings, read_head
+from pared.codec.values import Kind, Meaning, entries, matrix_shape, meanings, most_bits, read_head
 
 Prefer = Literal["auto", "smallest", "static", "huffman", "raw"]
 """Which codings may be chosen: the adaptive one only where it is at least 2 % smaller, wherever it is smaller, or never."""
@@ -64,7 +64,7 @@ def decode(cursor: Cursor, layout: Layout) -> bytes:
     if kind is Kind.ZSTD:
         return frames.unpack(cursor.take(cursor.number("the length of a tensor"), "a tensor"), layout.size, "a tensor")
     head = read_head(cursor, kind, layout)
-    return entries(head, integers.decode(cursor, matrix_shape(kind, layout), coding), layout).tobytes()
+    return entries(head, integers.decode(cursor, matrix_shape(kind, layout), coding, most_bits(kind, layout)), layout).tobytes()
 
 
 def coding_name(code: int) -> str:

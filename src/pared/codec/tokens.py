@@ -62,7 +62,7 @@ def decode(cursor: Cursor, count: int, coding: Coding) -> NDArray[np.int32]:
     """
     size = cursor.number("the size of a table", _TOKENS)
     shape = cursor.take(cursor.number("the length of a table"), "a table")
-    table = mixing.decode(shape, 1, size)[0]
+    table = mixing.decode(shape, (1, size))[0]
     coded = cursor.take(cursor.number("the length of coded symbols"), "coded symbols")
     tokens = (static if coding == "static" else huffman).decode(coded, count, table)
     bits = _open_bits(tokens)

@@ -161,6 +161,22 @@ def matrix_shape(kind: Kind, layout: Layout) -> tuple[int, int]:
     return (rows, 2 * columns) if kind is Kind.NIBBLES else (rows, columns)
 
 
+def most_bits(kind: Kind, layout: Layout) -> int:
+    """Bits that a magnitude among the integers of a tensor can have.
+
+    >>> from pared.codec.elements import ELEMENTS
+    >>> most_bits(Kind.INTEGERS, Layout(ELEMENTS["int8"], ())), most_bits(Kind.GRID, Layout(ELEMENTS["float32"], ()))
+    (8, 23)
+    """
+    if kind is Kind.NIBBLES:
+        return 4
+    if kind is Kind.TABLE:
+        return MOST_VALUES.bit_length() - 1
+    if kind is Kind.INTEGERS:
+        return min(8 * layout.element.size, 31)
+    return {2: 10, 4: 23, 8: 31}[layout.element.size]  # as many as a float has after its first
+
+
 @dataclass(frozen=True)
 class Head:
     """What is needed to turn integers back into entries.
