@@ -193,6 +193,67 @@ def adaptive(code: bytes, rows: int, columns: int, width: int, period: int) -> l
     return v
 
 
+LOGARITHM = [int((32 * (1 + Decimal(m) / 256).ln() / Decimal(2).ln()).to_integral_value()) for m in range(256)]
+ROOT = [int((65536 * Decimal(2) ** (-Decimal(2 * m + 1) / 16)).to_integral_value()) for m in range(8)]
+
+
+def logarithm(x: int) -> int:
+    n = x.bit_length() - 1
+    return 32 * n + LOGARITHM[(x * 256 >> n) - 256]
+
+
+def scaled_table(shape: list[int], scale: int, most: int, rare: int) -> list[int]:
+    """Section 9.2."""
+    sums = [sum(shape[:n]) * 2**24 // sum(shape) for n in range(113)]
+    table = [0]
+    for integer in range(1 - most, most + 1):
+        h = 2 * integer - 1
+        x = abs(h) * ROOT[scale % 8] >> (5 + scale // 8)
+        k = max(x.bit_length() - 9, 0)
+        position = min(8 * x if x < 256 else 2048 * k + (8 * x >> k), 14336)
+        place = 14336 + (position if h > 0 else -position)
+        n = min(place >> 8, 111)
+        below = sums[n] + ((sums[n + 1] - sums[n]) * (place - 256 * n) >> 8)
+        table.append(len(table) + (below * (2**20 - 2 * most - 1 - rare) >> 24))
+    return [*table, 2**20 - rare, 2**20]
+
+
+def scaled(source: Bytes, rows: int, columns: int) -> list[int]:
+    """Section 9."""
+    mean, by_row, by_column, most, lowest, classes, rare = (source.number() for _ in range(7))
+    shape = adaptive(source.take(source.number()), 1, 112, 0, 0)[0]
+    coded = source.take(source.number())
+    larger = iter(tokens(source, source.number(), "static"))
+    tables = [scaled_table(shape, lowest + c, most, rare) for c in range(classes)]
+    lanes = 2 if rows * columns >= 4096 else 1
+    states = list(struct.unpack(f"<{lanes}Q", coded[: 8 * lanes]))
+    words = iter(struct.unpack(f"<{(len(coded) - 8 * lanes) // 4}I", coded[8 * lanes :]))
+    relative = lambda total, count: logarithm(16 * total + 4 * mean) - logarithm((count + 4) * mean)  # noqa: E731
+    out: list[int] = []
+    totals, of_column = [0] * columns, [0] * columns
+    for i in range(rows):
+        if i < 8 or i % 8 == 0:
+            of_column = [relative(total, i) for total in totals]
+        total = of_row = 0
+        for j in range(columns):
+            if j < 8 or j % 8 == 0:
+                of_row = relative(total, j)
+            scale = min(max(logarithm(mean) + (by_column * of_column[j] >> 2) + (by_row * of_row >> 2), 0) >> 2, 191)
+            table = tables[min(max(scale - lowest, 0), classes - 1)]
+            x = states[len(out) % lanes]
+            slot = x % 2**20
+            symbol = next(s for s in range(len(table)) if table[s + 1] > slot)
+            x = (table[symbol + 1] - table[symbol]) * (x >> 20) + slot - table[symbol]
+            states[len(out) % lanes] = x << 32 | next(words) if x < 2**31 else x
+            out.append(symbol - most if symbol <= 2 * most else next(larger))
+            total += abs(out[-1])
+            totals[j] += abs(out[-1])
+    assert states == [2**31] * lanes
+    assert next(words, None) is None
+    assert next(larger, None) is None
+    return out
+
+
 def static(data: bytes, count: int, table: list[int]) -> list[int]:
     """Section 7."""
     if count == 0 or 16384 in table:
@@ -260,6 +321,8 @@ def integers(source: Bytes, rows: int, columns: int, coding: int) -> list[int]:
         for gap, value in zip(gaps, values, strict=True):
             out += [0] * (2 * gap if gap >= 0 else -2 * gap - 1) + [value]
         return out + [0] * (rows * columns - len(out))
+    if coding == 6:
+        return scaled(source, rows, columns)
     turned, width, period = source.number(), source.number(), source.number()
     code = source.take(source.number())
     if turned:
@@ -350,8 +413,10 @@ def read(data: bytes, dictionary: bytes) -> tuple[bytes, list[bytes]]:
         inner = Bytes(payload)
         for member in members:
             out[member] = tensor(inner, *kinds[member])
-        assert not any(inner.take(len(payload) - inner.place))
-    assert source.place == len(data)
+        assert inner.place == len(payload)
+    least = -(-(16 * len(program) + sum(sizes) - 2**24) // 256)
+    assert len(data) == max(source.place, least)
+    assert not any(data[source.place :])
     return program, [out[index] for index in range(len(kinds))]
 
 

@@ -24,7 +24,7 @@ import pared
 from pared import codec, runtime
 from pared.architecture.nets import lenet5
 from pared.cli.main import app
-from pared.codec import container, onnx_program
+from pared.codec import container, frames, onnx_program
 from pared.codec.cursor import checksum, number
 from pared.core.errors import FileError, RunError, SettingsError
 from pared.report.tensors import draw_tensors
@@ -183,7 +183,12 @@ def test_where_the_bytes_go(packed: Path) -> None:
 def test_a_large_tensor_of_zeros_is_padded_so_that_readers_need_not_trust(tmp_path: Path) -> None:
     save_file({"zeros": np.zeros((5000, 1000), np.float32)}, tmp_path / "z.safetensors")
     codec.pack(tmp_path / "z.safetensors", tmp_path / "z.pared")
-    assert 20_000_000 // (1 << 14) < (tmp_path / "z.pared").stat().st_size < 1500
+    size = (tmp_path / "z.pared").stat().st_size
+    assert (20_000_000 - (1 << 24)) // 256 < size == codec.inspect(tmp_path / "z.pared").total < 14_000
+    data = bytearray((tmp_path / "z.pared").read_bytes())
+    data[-1] = 1
+    assert "after the last tensor" in refused(tmp_path / "y.pared", bytes(data))
+    assert "claim to hold" in refused(tmp_path / "y.pared", bytes(data[:-1]))
     codec.unpack(tmp_path / "z.pared", tmp_path / "again.safetensors")
     assert not load_file(tmp_path / "again.safetensors")["zeros"].any()
 
@@ -253,7 +258,7 @@ def test_every_length_and_every_bit_is_checked(small: Path) -> None:
 
 def forged(program: bytes, blocks: list[bytes], source: int = 0, size: int | None = None) -> bytes:
     """A file with right checksums, whatever is in it."""
-    packed = container._compressor().compress(program)
+    packed = frames.pack(program, bare=True, dictionary=container._dictionary())
     head = container.MAGIC + bytes([1, source]) + number(len(program) if size is None else size) + number(len(packed)) + packed
     head += b"".join(number(len(block)) + checksum(block) for block in blocks)
     return head + checksum(head) + b"".join(blocks)
@@ -269,13 +274,14 @@ def header(shape: list[int], dtype: str = "F32") -> bytes:
     [
         (forged(header([1 << 20, 1 << 20]), [b"\x06\0\0\0\0"]), "claim to hold"),
         (forged(header([4096]), [b"\x06" + b"\0" * 9]), "after tensor 'w'"),
+        (forged(header([16]), [b"\x06\0\0\x80?"]) + b"\0", "something was added"),
         (forged(header([16]), [b"\x06\0\0\x80?\1"]), "after tensor 'w'"),
         (forged(header([16]), [b"\x06\0"]), "cut off"),
         (forged(header([0, 1 << 62]), [b"\x16\0\0\x80?\0\0\0"]), "can't be held in memory"),
         (forged(header([16]), [b"\x16\0\0\x80?\xff\xff\xff\xff\x7f"]), "at most"),
         (forged(header([16]), [b"\x05\xff\xff\x7f\0"]), "at most"),
         (forged(header([16]), [b"\x02\x04abcd"]), "can't be unpacked"),
-        (forged(b"{}", [], size=1 << 30), "can't be stored in"),
+        (forged(b"{}", [], size=1 << 30), "claim to hold"),
         (forged(b"{}", [], size=3), "instead of"),
         (forged(b"no header", []), "isn't that of a safetensors"),
         (forged(b"\xff\xff\xff", [], source=1), "no ONNX model"),

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import zstandard
 
-from pared.codec import onnx_program, safetensors_program, tensors
+from pared.codec import frames, onnx_program, safetensors_program, tensors
 from pared.codec.cursor import Cursor, checksum, number
 from pared.codec.split import Split, Tensor, mapped
 from pared.core.errors import FileError
@@ -27,9 +27,14 @@ VERSION = 1
 SMALL = 1 << 16
 """Bytes of entries up to which tensors share a block."""
 
-_PROGRAM_RATIO, _PROGRAM_FREE = 1 << 12, 1 << 16
+RATIO = 1 << 8
+"""A file holds at most so many bytes for each of its own, beyond `FREE`: no reader reserves more memory than a file can be worth."""
+
+FREE = 1 << 24
+"""Bytes that any file may hold, however small it is."""
+
+_PROGRAM_WEIGHT = 1 << 4  # bytes of entries that one of the program counts for, as it becomes many small objects
 _LARGEST_PROGRAM = (1 << 31) - 1
-_FREE = 1 << 10  # bytes that a block may hold whatever it is stored in
 
 
 class Source(IntEnum):
@@ -111,13 +116,14 @@ class PackedFile:
             raise cursor.error("its head is damaged: the checksum differs")
         blocks, offset = [], cursor.place
         for group, (length, crc) in zip(groups, found, strict=True):
-            size = sum(self.tensors[index].layout.size for index in group)
-            if length < least_length(size):
-                raise cursor.error(f"{length:,} bytes claim to hold {size:,}, which is more than the format allows")
             blocks.append(Block(tuple(group), offset, length, crc))
             offset += length
-        if offset != len(cursor.data):
+        size = sum(tensor.layout.size for tensor in self.tensors)
+        least = _check_worth(cursor, len(self.program), size)
+        if len(cursor.data) != max(offset, least):
             raise cursor.error(f"it has {len(cursor.data):,} bytes instead of {offset:,}: it is cut off or something was added")
+        if np.frombuffer(cursor.data[offset:], np.uint8).any():
+            raise cursor.error("there is something after the last tensor")
         return blocks
 
     def read(self, name: str) -> np.ndarray:
@@ -157,9 +163,7 @@ class PackedFile:
             start = cursor.place
             content = self._one(cursor, index)
             yield Decoded(index, content, cursor.data[start], cursor.place - start)
-        size = sum(self.tensors[index].layout.size for index in block.members)
-        padded = cursor.left
-        if any(cursor.take(padded, "padding")) or (padded and block.length != least_length(size)):
+        if cursor.left:
             raise cursor.error(f"there is something after tensor {self.tensors[block.members[-1]].name!r}, the last of its block")
 
     def _open(self, block: Block) -> Cursor:
@@ -197,25 +201,32 @@ def write(split: Split, source: Source, path: Path, coded: Sequence[bytes]) -> N
     """Write a file: `coded` are the tensors as `tensors.encode` gives them."""
     payloads = []
     for group in grouped(split.tensors):
-        payload = b"".join(coded[index] for index in group)
-        size = sum(split.tensors[index].layout.size for index in group)
-        payloads.append(payload.ljust(least_length(size), b"\0"))
-    packed = _compressor().compress(split.program)
+        payloads.append(b"".join(coded[index] for index in group))
+    packed = frames.pack(split.program, bare=True, dictionary=_dictionary())
     head = MAGIC + bytes([VERSION, source]) + number(len(split.program)) + number(len(packed)) + packed
     head += b"".join(number(len(payload)) + checksum(payload) for payload in payloads)
     with path.open("wb") as file:
         file.write(head + checksum(head))
         for payload in payloads:
             file.write(payload)
+        file.write(b"\0" * (least_length(len(split.program), sum(tensor.layout.size for tensor in split.tensors)) - file.tell()))
 
 
-def least_length(size: int) -> int:
-    """Bytes that a block of `size` bytes of entries has at least: no reader reserves more memory for a file than it can be worth.
+def least_length(program: int, size: int) -> int:
+    """Bytes that a file has at least with so many bytes of program and of entries.
 
-    >>> least_length(1024), least_length(1025), least_length(1024 + (1 << 20))
-    (0, 1, 64)
+    >>> least_length(1000, 1 << 20), least_length(1000, 100 << 20)
+    (0, 344127)
     """
-    return max(-(-(size - _FREE) // tensors.RATIO), 0)
+    return max(-(-(_PROGRAM_WEIGHT * program + size - FREE) // RATIO), 0)
+
+
+def _check_worth(cursor: Cursor, program: int, size: int) -> int:
+    least = least_length(program, size)
+    if len(cursor.data) < least:
+        claims = f"{len(cursor.data):,} bytes claim to hold {program:,} bytes of program and {size:,} of entries"
+        raise cursor.error(f"{claims}, which is more than the format allows: it is cut off or forged")
+    return least
 
 
 def grouped(listed: Sequence[Tensor]) -> list[list[int]]:
@@ -264,15 +275,11 @@ def in_turn(work: Callable[[_In], _Out], items: Sequence[_In], threads: int) -> 
 def _read_program(cursor: Cursor) -> bytes:
     size, length = cursor.number("the size of the program", _LARGEST_PROGRAM), cursor.number("the length of the program")
     packed = cursor.take(length, "the program")
-    if size > _PROGRAM_RATIO * length + _PROGRAM_FREE:
-        raise cursor.error(f"a program of {size:,} bytes can't be stored in {length:,}")
+    _check_worth(cursor, size, 0)
     try:
-        program = _decompressor().decompress(packed, max_output_size=max(size, 1), allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise cursor.error(f"the program can't be unpacked ({error})") from None
-    if len(program) != size:
-        raise cursor.error(f"the program has {len(program):,} bytes instead of {size:,}")
-    return program
+        return frames.unpack(packed, size, "the program", bare=True, dictionary=_dictionary())
+    except FileError as error:
+        raise FileError(f"{cursor.name}: {error}") from None
 
 
 @functools.cache
@@ -280,14 +287,3 @@ def _dictionary() -> zstandard.ZstdCompressionDict:
     """Strings that programs have in common, which need not be stored in each of them."""
     data = resources.files("pared.codec").joinpath("program.dictionary").read_bytes()
     return zstandard.ZstdCompressionDict(data, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-
-
-def _compressor() -> zstandard.ZstdCompressor:
-    parameters = zstandard.ZstdCompressionParameters.from_level(
-        19, format=zstandard.FORMAT_ZSTD1_MAGICLESS, write_content_size=False, write_checksum=False, write_dict_id=False, window_log=23
-    )
-    return zstandard.ZstdCompressor(dict_data=_dictionary(), compression_params=parameters)
-
-
-def _decompressor() -> zstandard.ZstdDecompressor:
-    return zstandard.ZstdDecompressor(dict_data=_dictionary(), format=zstandard.FORMAT_ZSTD1_MAGICLESS, max_window_size=1 << 23)

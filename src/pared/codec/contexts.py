@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Integers = NDArray[np.int64]
+Slots = NDArray[np.uint64]
 
 MOST_INPUTS = 9
 """The most counters that speak about one bit."""
@@ -69,19 +70,19 @@ def counter_count(rows: int, columns: int, period: int) -> int:
     return _FIXED + 3 * rows + 3 * max(period, 1) + own
 
 
-@numba.njit(cache=True, inline="always")
+@numba.njit(cache=True, forceinline=True)
 def small(value: int) -> int:
     """0, 1 or 2: the magnitude as far as contexts tell it apart."""
     return min(abs(value), 2)
 
 
-@numba.njit(cache=True, inline="always")
+@numba.njit(cache=True, forceinline=True)
 def sign(value: int) -> int:
     """-1, 0 or 1."""
     return (value > 0) - (value < 0)
 
 
-@numba.njit(cache=True, inline="always")
+@numba.njit(cache=True, forceinline=True)
 def length(value: int) -> int:
     """How many bits the magnitude has."""
     value, bits = abs(value), 0
@@ -91,26 +92,25 @@ def length(value: int) -> int:
     return bits
 
 
-@numba.njit(cache=True, inline="always")
+@numba.njit(cache=True, forceinline=True)
 def _density(count: int, places: int) -> int:
     """How many of the places so far are not zero, as a class: 0 (none of many), 3 (none yet), 4 (few) to 11 (all)."""
     if count == 0:
         return 3 - (places > 2) - (places > 8) - (places > 32)
-    ratio, level = (count << 6) // (places + 1), 4
-    while ratio > 0 and level < _DENSITIES - 1:
-        ratio >>= 1
-        level += 1
+    level = 4
+    for doubled in range(_DENSITIES - 5):  # the bits of 64 count // (places + 1), without dividing
+        level += (places + 1) << doubled <= count << 6
     return level
 
 
-@numba.njit(cache=True, inline="always")
+@numba.njit(cache=True, forceinline=True)
 def _own(j: int, rows: int) -> int:
     """Where a column's own counters begin; all columns share them where there are few rows."""
     return j * (2 + _OWN_LENGTHS) if rows >= _MANY_ROWS else 0
 
 
-@numba.njit(cache=True)
-def flag_slots(slots: Integers, kind: int, before: int, before_2: int, lagged: int, lagged_next: int) -> None:
+@numba.njit(cache=True, forceinline=True)
+def flag_slots(slots: Slots, kind: int, before: int, before_2: int, lagged: int, lagged_next: int) -> None:
     """Is there anything in a column (`kind` 0) or row (1)? By the two flags before it and those one line of pixels before."""
     base = _FLAG + kind * 33
     slots[0] = base + ((before * 2 + before_2) * 2 + lagged) * 2 + lagged_next
@@ -119,8 +119,8 @@ def flag_slots(slots: Integers, kind: int, before: int, before_2: int, lagged: i
     slots[3] = base + 32
 
 
-@numba.njit(cache=True)
-def zero_slots(slots: Integers, near: Integers, i: int, j: int, rows: int, period: int) -> tuple[int, int]:
+@numba.njit(cache=True, forceinline=True)
+def zero_slots(slots: Slots, near: Integers, i: int, j: int, rows: int, period: int) -> tuple[int, int]:
     """Is the place zero? Returns the two sets of mixing weights."""
     left, up, pixel, channel = small(near[LEFT]), small(near[UP]), small(near[PIXEL]), small(near[CHANNEL])
     by_pixels = (near[PIXEL_LEFT] != 0) + (near[PIXEL] != 0) + (near[PIXEL_RIGHT] != 0)
@@ -139,8 +139,8 @@ def zero_slots(slots: Integers, near: Integers, i: int, j: int, rows: int, perio
     return _ZERO_BY_VALUES + (left * 3 + up) * 3 + pixel, _ZERO_BY_DENSITY + column
 
 
-@numba.njit(cache=True)
-def sign_slots(slots: Integers, near: Integers, j: int, rows: int, period: int) -> tuple[int, int]:
+@numba.njit(cache=True, forceinline=True)
+def sign_slots(slots: Slots, near: Integers, j: int, rows: int, period: int) -> tuple[int, int]:
     """Is the value negative?"""
     balance = min(max(near[COLUMN_SIGNS], -2), 2) + 2
     slots[0] = _S_SIGNS + ((sign(near[LEFT]) + 1) * 3 + sign(near[UP]) + 1) * 3 + sign(near[PIXEL]) + 1
@@ -151,8 +151,8 @@ def sign_slots(slots: Integers, near: Integers, j: int, rows: int, period: int) 
     return _SIGN, _SIGN + 1
 
 
-@numba.njit(cache=True)
-def length_slots(slots: Integers, near: Integers, known: int, j: int, rows: int, period: int) -> tuple[int, int]:
+@numba.njit(cache=True, forceinline=True)
+def length_slots(slots: Slots, near: Integers, known: int, j: int, rows: int, period: int) -> tuple[int, int]:
     """Is the magnitude longer than `known` bits?"""
     slots[0] = _L_LEFT + (known * 4 + min(length(near[LEFT]), 3)) * 4 + min(length(near[UP]), 3)
     slots[1] = _L_PIXEL + known * 4 + min(length(near[PIXEL]), 3)
@@ -163,8 +163,8 @@ def length_slots(slots: Integers, near: Integers, known: int, j: int, rows: int,
     return _LENGTH + known, _LENGTH + LENGTHS + known
 
 
-@numba.njit(cache=True)
-def low_slots(slots: Integers, near: Integers, known: int, depth: int, prefix: int) -> tuple[int, int]:
+@numba.njit(cache=True, forceinline=True)
+def low_slots(slots: Slots, near: Integers, known: int, depth: int, prefix: int) -> tuple[int, int]:
     """The bit `depth` below the first of a magnitude of `known` bits whose bits so far are `prefix`."""
     tree = 0
     if depth < 6:

@@ -37,6 +37,9 @@ class Element:
         return np.dtype(f"<u{self.size}")
 
 
+MOST_AXES = 64
+"""Axes that a tensor may have, as many as numpy's."""
+
 ELEMENTS = {
     element.name: element
     for element in (

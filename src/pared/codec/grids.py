@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 MOST_STEPS = 64
 """The smallest magnitude is looked for among the first so many multiples of the step."""
 
+_TILE = 1 << 19
+_PROBE = 1 << 12  # values that are looked at before all
+_MOST_MULTIPLE = (1 << 31) - 2
 _REACH = 4  # floats around the middle of the possible steps that are tried
 
 
@@ -24,6 +29,9 @@ def find_step(values: NDArray[np.floating]) -> float | None:
     >>> bool(found == step), find_step(np.array([1.0, np.pi]))
     (True, None)
     """
+    few = values.reshape(-1)[:: max(values.size // _PROBE, 1)]
+    if len(few) < values.size and find_step(few) is None:  # what a part has no step for has none
+        return None
     if not np.isfinite(values).all():
         return None
     magnitudes = np.unique(np.abs(values[values != 0]))
@@ -43,8 +51,8 @@ def find_step(values: NDArray[np.floating]) -> float | None:
     return None
 
 
-def multiples(values: NDArray[np.floating], step: NDArray[np.floating]) -> tuple[NDArray[np.int64], bool] | None:
-    """The whole k with `k * step == value`, bit for bit, or None if there are none.
+def multiples(values: NDArray[np.floating], step: NDArray[np.floating]) -> tuple[NDArray[np.int32], bool] | None:
+    """The whole k with `k * step == value`, bit for bit, or None if there are none of less than 31 bits.
 
     Args:
         values: shape (rows, columns).
@@ -54,19 +62,40 @@ def multiples(values: NDArray[np.floating], step: NDArray[np.floating]) -> tuple
         The multiples, and whether there are minus zeros: then they are -1, and what is below zero is one less than its multiple.
 
     >>> multiples(np.array([[0.5, -1.5]]), np.array(0.5))
-    (array([[ 1, -3]]), False)
+    (array([[ 1, -3]], dtype=int32), False)
     >>> multiples(np.array([[0.5, -0.0, -1.5]]), np.array(0.5))
-    (array([[ 1, -1, -4]]), True)
+    (array([[ 1, -1, -4]], dtype=int32), True)
     """
-    found = np.rint(values.astype(np.float64) / step.astype(np.float64)).astype(np.int64)
-    signed = bool((np.signbit(values) & (values == 0)).any())
-    if signed:
-        found -= np.signbit(values)
-    same = np.array_equal(at(found, step, values.dtype, signed=signed).view(np.uint8), values.view(np.uint8))
-    return (found, signed) if same else None
+    steps = np.broadcast_to(step, values.shape)
+    signed = any((np.signbit(values[tile]) & (values[tile] == 0)).any() for tile in tiles(values.shape))
+    found = np.zeros(values.shape, np.int32)
+    for tile in tiles(values.shape):
+        exact = np.rint(values[tile].astype(np.float64) / steps[tile].astype(np.float64))
+        if np.abs(exact).max(initial=0) > _MOST_MULTIPLE:
+            return None
+        if signed:
+            exact -= np.signbit(values[tile])
+        found[tile] = exact
+        again = at(found[tile], steps[tile], values.dtype, signed=signed)
+        if not np.array_equal(again.view(np.uint8), np.ascontiguousarray(values[tile]).view(np.uint8)):
+            return None
+    return found, signed
 
 
-def at(found: NDArray[np.int64], step: NDArray[np.floating], dtype: np.dtype, *, signed: bool = False) -> NDArray[np.floating]:
+def tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
+    """Parts of a matrix, so many that what is computed of one of them takes little memory.
+
+    >>> list(tiles((2, 3)))
+    [(slice(0, 174762, None), slice(0, 524288, None))]
+    """
+    wide = max(min(shape[1], _TILE), 1)
+    high = max(_TILE // wide, 1)
+    for row in range(0, shape[0], high):
+        for column in range(0, shape[1], _TILE):
+            yield slice(row, row + high), slice(column, column + _TILE)
+
+
+def at(found: NDArray[np.integer], step: NDArray[np.floating], dtype: np.dtype, *, signed: bool = False) -> NDArray[np.floating]:
     """The values at multiples of a step, rounded once; `signed` as `multiples` returns it.
 
     >>> at(np.array([2, 0, -1]), np.array(0.5, np.float32), np.dtype("f4")).tolist()

@@ -21,7 +21,7 @@ _WORKING = 192
 
 
 @functools.cache
-def squash_table() -> NDArray[np.int64]:
+def squash_table() -> NDArray[np.int32]:
     """Probabilities of all logits from -`LIMIT` to `LIMIT`, in units of 2^-`PRECISION`, never 0 or 1.
 
     >>> table = squash_table()
@@ -40,11 +40,11 @@ def squash_table() -> NDArray[np.int64]:
     whole = 1 << PRECISION
     upper = [(2 * whole * value + one + value) // (2 * (one + value)) for value in powers]  # rounded to nearest
     table = [whole - value for value in reversed(upper[1:])] + upper
-    return np.clip(np.array(table, np.int64), 1, whole - 1)
+    return np.clip(np.array(table, np.int64), 1, whole - 1).astype(np.int32)
 
 
 @functools.cache
-def stretch_table() -> NDArray[np.int64]:
+def stretch_table() -> NDArray[np.int16]:
     """The logit of every probability: of those whose `squash_table` entry is nearest from below, the middle one.
 
     >>> table = stretch_table()
@@ -55,4 +55,4 @@ def stretch_table() -> NDArray[np.int64]:
     table = squash_table()
     last = np.searchsorted(table, probabilities, side="right") - 1
     first = np.searchsorted(table, table[np.maximum(last, 0)], side="left")
-    return np.clip((first + last) // 2 - LIMIT, -LIMIT, LIMIT)
+    return np.clip((first + last) // 2 - LIMIT, -LIMIT, LIMIT).astype(np.int16)

@@ -13,7 +13,7 @@ import onnx.external_data_helper
 from google.protobuf.message import DecodeError, Message
 from onnx import TensorProto
 
-from pared.codec.elements import ELEMENTS, Layout
+from pared.codec.elements import ELEMENTS, MOST_AXES, Layout
 from pared.codec.split import Split, Tensor, unique_names
 from pared.core.errors import FileError
 
@@ -32,6 +32,7 @@ _ELEMENTS = {
     TensorProto.FLOAT8E4M3FN: "float8_e4m3fn", TensorProto.FLOAT8E4M3FNUZ: "float8_e4m3fnuz", TensorProto.FLOAT8E5M2: "float8_e5m2",
     TensorProto.FLOAT8E5M2FNUZ: "float8_e5m2fnuz", 24: "float8_e8m0fnu",
 }  # fmt: skip
+_AT_ONCE = 1 << 16  # entries that are python objects at a time
 _HALF_BYTES = (21, 22, 23)  # uint4, int4, float4e2m1
 _QUARTER_BYTES = (25, 26)  # uint2, int2
 
@@ -102,7 +103,12 @@ def parse(program: bytes, name: str) -> tuple[onnx.ModelProto, list[Tensor], lis
         model = onnx.ModelProto.FromString(program)
     except DecodeError as error:
         raise FileError(f"{name}: the program is no ONNX model ({error}).") from None
-    found = [(tensor, layout) for tensor in tensor_messages(model) if (layout := _moved(tensor, name)) is not None]
+    found: list[tuple[TensorProto, Layout]] = []
+    for tensor in tensor_messages(model):
+        if tensor.data_location == TensorProto.EXTERNAL or len(tensor.external_data):
+            raise FileError(f"{name}: the program says of tensor {tensor.name!r} that its entries are in another file, which isn't read.")
+        if (layout := _moved(tensor, name)) is not None:
+            found.append((tensor, layout))
     names = unique_names([tensor.name for tensor, _ in found])
     return model, [Tensor(*pair) for pair in zip(names, (layout for _, layout in found), strict=True)], [tensor for tensor, _ in found]
 
@@ -114,7 +120,9 @@ def fill(tensor: TensorProto, content: bytes) -> None:
         tensor.raw_data = content
         return
     tensor.ClearField("raw_data")
-    getattr(tensor, field).extend(np.frombuffer(content, ELEMENTS[_TYPED[field]].dtype).tolist())
+    entries = np.frombuffer(content, ELEMENTS[_TYPED[field]].dtype)
+    for start in range(0, len(entries), _AT_ONCE):
+        getattr(tensor, field).extend(entries[start : start + _AT_ONCE].tolist())
 
 
 def tensor_messages(message: Message) -> Iterator[Any]:
@@ -135,9 +143,9 @@ def _repeated(value: Any) -> bool:
 
 def _layout(tensor: TensorProto, name: str) -> Layout | None:
     """Type and shape; types below a byte are rows of bytes, text has none."""
-    dims = tuple(tensor.dims)
-    if any(size < 0 for size in dims):
-        raise FileError(f"{name}: tensor {tensor.name!r} has a shape of {list(dims)}.")
+    dims = tuple(tensor.dims[: MOST_AXES + 1])
+    if len(dims) > MOST_AXES or any(size < 0 for size in dims):
+        raise FileError(f"{name}: tensor {tensor.name!r} has a shape that no array can have: {list(dims)}.")
     count = math.prod(dims)
     if tensor.data_type in _HALF_BYTES or tensor.data_type in _QUARTER_BYTES:
         each = 2 if tensor.data_type in _HALF_BYTES else 4

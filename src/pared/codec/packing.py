@@ -57,7 +57,7 @@ class Inspection:
         source: "onnx" or "safetensors".
         tensors: in the file's order.
         program: bytes of the head of the file: the packed program, lengths and checksums.
-        weights: bytes of all tensors with what separates them.
+        weights: bytes of all tensors, with zeros that a file is filled up with.
         original: bytes of the unpacked program and entries.
     """
 
@@ -175,7 +175,7 @@ def inspect(path: str | Path) -> Inspection:
             name, layout = packed.tensors[one.index]
             rows[one.index] = Stored(name, layout.element.name, layout.shape, coding_name(one.code), layout.size, one.stored)
     listed = tuple(rows[index] for index in range(len(packed.tensors)))
-    weights = sum(block.length for block in packed.blocks)
+    weights = packed.path.stat().st_size - packed.head_bytes
     original = len(packed.program) + sum(row.size for row in listed)
     return Inspection(packed.source.name.lower(), listed, packed.head_bytes, weights, original)
 

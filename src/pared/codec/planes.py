@@ -25,11 +25,15 @@ def encode(bits: NDArray[np.unsignedinteger], layout: Layout) -> bytes:
     planes = bits.reshape(-1, 1).view(np.uint8)
     out = b""
     for index in range(layout.element.size):
-        plane = np.ascontiguousarray(planes[:, index]).astype(np.uint16)
-        table = static.frequencies(np.bincount(plane, minlength=1).astype(np.int64))
-        shape, coded = mixing.encode(table[None]), static.encode(plane, table)
-        part = number(len(table)) + number(len(shape)) + shape + number(len(coded)) + coded
-        out += part if len(part) < len(plane) else number(0) + plane.astype(np.uint8).tobytes()
+        plane = np.ascontiguousarray(planes[:, index])
+        counts = np.bincount(plane, minlength=1).astype(np.int64)
+        table = static.frequencies(counts)
+        part = number(0) + plane.tobytes()
+        if static.cost(counts, table) < 8 * len(plane):
+            shape, coded = mixing.encode(table[None]), static.encode(plane.astype(np.uint16), table)
+            coded = number(len(table)) + number(len(shape)) + shape + number(len(coded)) + coded
+            part = coded if len(coded) < len(part) else part
+        out += part
     return out
 
 
@@ -47,7 +51,7 @@ def decode(cursor: Cursor, layout: Layout) -> NDArray[np.unsignedinteger]:
             continue
         shape = cursor.take(cursor.number("the length of a table"), "a table")
         coded = cursor.take(cursor.number("the length of a plane"), "a plane of bytes")
-        planes[:, index] = static.decode(coded, layout.count, mixing.decode(shape, 1, size)[0])
+        planes[:, index] = static.decode(coded, layout.count, mixing.decode(shape, (1, size))[0])
     bits = planes.view(layout.element.bits).reshape(-1)
     if layout.element.family in ("float", "sign-magnitude"):
         bits = (bits >> 1 | bits << (8 * layout.element.size - 1)).astype(layout.element.bits)

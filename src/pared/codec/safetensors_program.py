@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pared.codec.elements import ELEMENTS, Layout
+from pared.codec.elements import ELEMENTS, MOST_AXES, Layout
 from pared.codec.split import Split, Tensor, mapped
 from pared.core.errors import FileError
 
@@ -65,7 +65,10 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _tensor(name: str, entry: Any) -> tuple[Tensor, int]:
+    name.encode()  # half of a pair of surrogates is no text
     shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
+    if len(shape) > MOST_AXES:
+        raise ValueError(f"tensor {name!r} has {len(shape)} axes, and at most {MOST_AXES} are possible")
     if not all(type(size) is int and 0 <= size < 1 << 63 for size in (*shape, start, end)) or start > end:
         raise ValueError(f"tensor {name!r} has impossible sizes")
     element = ELEMENTS.get(_ELEMENTS.get(entry["dtype"], ""))

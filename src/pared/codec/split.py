@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
 
 from pared.codec.elements import Layout
 
@@ -39,7 +40,8 @@ class Split:
 
 def mapped(path: Path) -> memoryview:
     """The bytes of a file, read as they are looked at."""
-    return memoryview(np.memmap(path, np.uint8, "r")) if path.stat().st_size else memoryview(b"")  # pyright: ignore[reportArgumentType]
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b"")
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
@@ -48,12 +50,12 @@ def unique_names(names: Sequence[str]) -> list[str]:
     >>> unique_names(["a", "", "a", ""])
     ['a', '#1', 'a#2', '#3']
     """
+    longest = max((len(run) for name in names for run in re.findall("#+", name)), default=0)
+    mark = "#" * (longest + 1)  # longer than in any name, so that no name is made twice
     seen: set[str] = set()
     out: list[str] = []
     for index, name in enumerate(names):
-        fresh = name if name and name not in seen else f"{name}#{index}"
-        while fresh in seen:
-            fresh += "#"
+        fresh = name if name and name not in seen else f"{name}{mark}{index}"
         seen.add(fresh)
         out.append(fresh)
     return out

@@ -44,6 +44,16 @@ def frequencies(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return found
 
 
+def cost(counts: NDArray[np.int64], table: NDArray[np.int64]) -> float:
+    """Bits that symbols take, but for the table.
+
+    >>> cost(np.array([8, 8]), np.array([8192, 8192]))
+    16.0
+    """
+    there = counts > 0
+    return float((counts[there] * (PRECISION - np.log2(table[there]))).sum())
+
+
 def encode(symbols: NDArray[np.uint16], table: NDArray[np.int64]) -> bytes:
     """Code symbols by a table of frequencies, in which each of them has at least 1.
 

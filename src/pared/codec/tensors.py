@@ -7,26 +7,21 @@ from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
-from pared.codec import integers, planes
+from pared.codec import frames, integers, mixing, planes, scales
 from pared.codec.cursor import Cursor, number
 from pared.codec.elements import Layout
 from pared.codec.integers import Coding
-from pared.codec.values import Kind, Meaning, entries, matrix_shape, meanings, read_head
-from pared.core.errors import FileError
+from pared.codec.values import Kind, Meaning, entries, matrix_shape, meanings, most_bits, read_head
 
 Prefer = Literal["auto", "smallest", "static", "huffman", "raw"]
 """Which codings may be chosen: the adaptive one only where it is at least 2 % smaller, wherever it is smaller, or never."""
 
-RATIO = 1 << 14
-"""A tensor has at most so many bytes for each byte that it is stored in, so that a small file can't fill the memory."""
-
 _GAIN = 0.98
 _ALWAYS = 1 << 16  # entries up to which the time of the adaptive coding doesn't matter
 _TINY = 8
-_PROBE = 1 << 18  # bytes
+_PROBE = 1 << 17  # bytes
 
 
 def encode(data: bytes | memoryview, layout: Layout, prefer: Prefer = "auto") -> bytes:
@@ -67,9 +62,9 @@ def decode(cursor: Cursor, layout: Layout) -> bytes:
     if kind is Kind.PLANES:
         return planes.decode(cursor, layout).tobytes()
     if kind is Kind.ZSTD:
-        return _unzstd(cursor, layout)
+        return frames.unpack(cursor.take(cursor.number("the length of a tensor"), "a tensor"), layout.size, "a tensor")
     head = read_head(cursor, kind, layout)
-    return entries(head, integers.decode(cursor, matrix_shape(kind, layout), coding), layout).tobytes()
+    return entries(head, integers.decode(cursor, matrix_shape(kind, layout), coding, most_bits(kind, layout)), layout).tobytes()
 
 
 def coding_name(code: int) -> str:
@@ -98,14 +93,18 @@ def _candidates(bits: NDArray[np.unsignedinteger], layout: Layout, prefer: Prefe
         candidate = bytes([Kind.PLANES]) + planes.encode(bits, layout)
         least = min(least, len(candidate))
         yield candidate
-    if _repeats(bits.tobytes()[:_PROBE]) < 1.1 * least / max(layout.size, 1):
-        packed = zstandard.ZstdCompressor(level=19, write_content_size=False).compress(bits.tobytes())
+    data = bits.view(np.uint8).data
+    if _repeats(data, least / layout.size):
+        packed = frames.pack(data)
         yield bytes([Kind.ZSTD]) + number(len(packed)) + packed
 
 
-def _repeats(part: bytes) -> float:
-    """The share that a fast look for repeated strings leaves."""
-    return len(zstandard.ZstdCompressor(level=3).compress(part)) / max(len(part), 1)
+def _repeats(data: memoryview, share: float) -> bool:
+    """Whether repeated strings may leave less than `share`: by a fast look at all of it, or a thorough one at a part."""
+    if len(data) <= _PROBE or len(frames.pack(data, 1)) < 1.02 * share * len(data):
+        return True
+    middle = (len(data) - _PROBE) // 2
+    return len(frames.pack(data[middle : middle + _PROBE])) < 1.02 * share * _PROBE
 
 
 def _as_integers(meaning: Meaning, layout: Layout, prefer: Prefer) -> Iterator[bytes]:
@@ -121,10 +120,12 @@ def _as_integers(meaning: Meaning, layout: Layout, prefer: Prefer) -> Iterator[b
     ways = [Coding.HUFFMAN if huffman else Coding.STATIC]
     if 2 * np.count_nonzero(matrix) < matrix.size:
         ways.append(Coding.RUNS_HUFFMAN if huffman else Coding.RUNS_STATIC)
+    if not huffman and scales.fits(matrix):
+        ways.append(Coding.SCALED)
     found = [(way, integers.encode(matrix, way)) for way in ways]
     way, best = min(found, key=lambda pair: len(pair[1]))
     yield coded(way, best)
-    if prefer not in ("auto", "smallest"):
+    if prefer not in ("auto", "smallest") or max(matrix.shape) > mixing.LONGEST:
         return
     least = 1.0 if prefer == "smallest" or matrix.size <= _ALWAYS else _GAIN
     part = integers.sample(matrix)
@@ -140,14 +141,3 @@ def _kernel(kind: Kind, layout: Layout) -> tuple[int, int]:
         return 0, 0
     area = math.prod(layout.shape[2:])
     return (layout.shape[-1] if len(layout.shape) > 3 else 1, area) if area > 1 else (0, 0)
-
-
-def _unzstd(cursor: Cursor, layout: Layout) -> bytes:
-    packed = cursor.take(cursor.number("the length of a tensor"), "a tensor")
-    try:
-        data = zstandard.ZstdDecompressor().decompress(packed, max_output_size=layout.size, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise FileError(f"a tensor can't be unpacked ({error}).") from None
-    if len(data) != layout.size:
-        raise FileError(f"a tensor has {len(data):,} bytes instead of {layout.size:,}.")
-    return data

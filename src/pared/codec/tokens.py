@@ -19,24 +19,25 @@ DIRECT = 256
 
 _SHORTEST = 9  # bits of the first folded integer that isn't a token itself
 _SHOWN = 3
-_TOKENS = DIRECT + ((64 - _SHORTEST + 1) << _SHOWN)
+_TOKENS = DIRECT + ((32 - _SHORTEST + 1) << _SHOWN)
 
 
-def fold(values: NDArray[np.int64]) -> NDArray[np.uint64]:
+def fold(values: NDArray[np.integer]) -> NDArray[np.uint32]:
     """0, -1, 1, -2, 2, … as 0, 1, 2, 3, 4, …
 
     >>> fold(np.array([0, -1, 1, -2])).tolist(), unfold(fold(np.array([5, -7]))).tolist()
     ([0, 1, 2, 3], [5, -7])
     """
-    return (values.astype(np.uint64) << np.uint64(1)) ^ (values >> 63).astype(np.uint64)
+    values = values.astype(np.int32, copy=False)
+    return ((values << 1) ^ (values >> 31)).view(np.uint32)
 
 
-def unfold(folded: NDArray[np.uint64]) -> NDArray[np.int64]:
+def unfold(folded: NDArray[np.uint32]) -> NDArray[np.int32]:
     """The inverse of `fold`."""
-    return (folded >> np.uint64(1)).astype(np.int64) ^ -(folded & np.uint64(1)).astype(np.int64)
+    return (folded >> 1).view(np.int32) ^ -(folded & 1).view(np.int32)
 
 
-def encode(values: NDArray[np.int64], coding: Coding) -> bytes:
+def encode(values: NDArray[np.integer], coding: Coding) -> bytes:
     """Code integers independently of each other: the table, the tokens, and the open bits.
 
     >>> values = np.array([0, 0, 300, -1])
@@ -53,7 +54,7 @@ def encode(values: NDArray[np.int64], coding: Coding) -> bytes:
     return number(len(table)) + number(len(shape)) + shape + number(len(coded)) + coded + bits
 
 
-def decode(cursor: Cursor, count: int, coding: Coding) -> NDArray[np.int64]:
+def decode(cursor: Cursor, count: int, coding: Coding) -> NDArray[np.int32]:
     """The `count` integers that `encode` was given, shape (count,).
 
     Raises:
@@ -61,66 +62,70 @@ def decode(cursor: Cursor, count: int, coding: Coding) -> NDArray[np.int64]:
     """
     size = cursor.number("the size of a table", _TOKENS)
     shape = cursor.take(cursor.number("the length of a table"), "a table")
-    table = mixing.decode(shape, 1, size)[0]
+    table = mixing.decode(shape, (1, size))[0]
     coded = cursor.take(cursor.number("the length of coded symbols"), "coded symbols")
     tokens = (static if coding == "static" else huffman).decode(coded, count, table)
-    width = _open_bits(tokens)
-    packed = cursor.take((int(width.sum()) + 7) // 8, "open bits")
-    folded = np.zeros(count, np.uint64)
-    _join(tokens, width, np.frombuffer(packed, np.uint8), folded)
-    if len(packed) and int(width.sum()) % 8 and packed[-1] & ((1 << (-int(width.sum()) % 8)) - 1):
+    bits = _open_bits(tokens)
+    packed = cursor.take((bits + 7) // 8, "open bits")
+    if bits % 8 and packed[-1] & ((1 << (-bits % 8)) - 1):
         raise FileError("open bits end elsewhere than their bytes.")
+    folded = tokens.astype(np.uint32)
+    _join(folded, np.frombuffer(packed, np.uint8))
     return unfold(folded)
 
 
-def _open_bits(tokens: NDArray[np.uint16]) -> NDArray[np.int64]:
-    """How many bits each token leaves open."""
-    lengths = ((tokens.astype(np.int64) - DIRECT) >> _SHOWN) + _SHORTEST
-    return np.where(tokens >= DIRECT, lengths - 1 - _SHOWN, 0)
-
-
-def _split(folded: NDArray[np.uint64]) -> tuple[NDArray[np.uint16], bytes]:
+def _split(folded: NDArray[np.uint32]) -> tuple[NDArray[np.uint16], bytes]:
     tokens = np.minimum(folded, DIRECT).astype(np.uint16)
     large = folded[folded >= DIRECT]
-    lengths = _lengths(large)
-    shown = (large >> (lengths - 1 - _SHOWN).astype(np.uint64)).astype(np.int64) & ((1 << _SHOWN) - 1)
-    tokens[folded >= DIRECT] = DIRECT + ((lengths - _SHORTEST) << _SHOWN) + shown
-    widths = lengths - 1 - _SHOWN
+    found, widths = _long(large)
+    tokens[folded >= DIRECT] = found
     out = np.zeros((int(widths.sum()) + 7) // 8, np.uint8)
     _pack(large, widths, out)
     return tokens, out.tobytes()
 
 
 @numba.njit(cache=True, nogil=True)
-def _lengths(values: NDArray[np.uint64]) -> NDArray[np.int64]:
-    lengths = np.zeros(len(values), np.int64)
-    for index in range(len(values)):
-        value = values[index]
-        while value:
-            value >>= np.uint64(1)
-            lengths[index] += 1
-    return lengths
+def _open_bits(tokens: NDArray[np.uint16]) -> int:
+    """How many bits the tokens leave open."""
+    bits = 0
+    for token in tokens:
+        if token >= DIRECT:
+            bits += ((token - DIRECT) >> _SHOWN) + _SHORTEST - 1 - _SHOWN
+    return bits
 
 
 @numba.njit(cache=True, nogil=True)
-def _pack(values: NDArray[np.uint64], widths: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+def _long(values: NDArray[np.uint32]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+    """The tokens of integers that aren't tokens themselves, and how many bits they leave open."""
+    tokens, widths = np.zeros(len(values), np.uint16), np.zeros(len(values), np.int64)
+    for index in range(len(values)):
+        length, value = 0, np.int64(values[index])
+        while value >> length:
+            length += 1
+        widths[index] = length - 1 - _SHOWN
+        tokens[index] = DIRECT + ((length - _SHORTEST) << _SHOWN) + (value >> widths[index] & ((1 << _SHOWN) - 1))
+    return tokens, widths
+
+
+@numba.njit(cache=True, nogil=True)
+def _pack(values: NDArray[np.uint32], widths: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
     place = 0
     for index in range(len(values)):
         for bit in range(widths[index] - 1, -1, -1):
-            out[place >> 3] |= ((values[index] >> np.uint64(bit)) & np.uint64(1)) << np.uint64(7 - (place & 7))
+            out[place >> 3] |= ((np.int64(values[index]) >> bit) & 1) << (7 - (place & 7))
             place += 1
 
 
 @numba.njit(cache=True, nogil=True)
-def _join(tokens: NDArray[np.uint16], widths: NDArray[np.int64], packed: NDArray[np.uint8], folded: NDArray[np.uint64]) -> None:
+def _join(folded: NDArray[np.uint32], packed: NDArray[np.uint8]) -> None:
+    """Turn tokens into the integers that they and the open bits stand for."""
     place = 0
-    for index in range(len(tokens)):
-        if tokens[index] < DIRECT:
-            folded[index] = tokens[index]
+    for index in range(len(folded)):
+        if folded[index] < DIRECT:
             continue
-        known = tokens[index] - DIRECT
-        value = np.uint64(1 << _SHOWN | (known & ((1 << _SHOWN) - 1)))
-        for _ in range(widths[index]):
-            value = value << np.uint64(1) | np.uint64((packed[place >> 3] >> (7 - (place & 7))) & 1)
+        known = np.int64(folded[index]) - DIRECT
+        value = 1 << _SHOWN | (known & ((1 << _SHOWN) - 1))
+        for _ in range((known >> _SHOWN) + _SHORTEST - 1 - _SHOWN):
+            value = value << 1 | ((packed[place >> 3] >> (7 - (place & 7))) & 1)
             place += 1
         folded[index] = value

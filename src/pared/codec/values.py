@@ -18,6 +18,7 @@ MOST_VALUES = 1 << 12
 """The largest table of values."""
 
 _MOST_MULTIPLE = (1 << 31) - 1
+_SAMPLE = 1 << 16
 
 
 class Kind(IntEnum):
@@ -56,7 +57,7 @@ class Meaning:
 
     kind: Kind
     head: bytes
-    matrix: NDArray[np.int64]
+    matrix: NDArray[np.int32]
 
 
 def meanings(bits: NDArray[np.unsignedinteger], layout: Layout) -> Iterator[Meaning]:
@@ -67,16 +68,18 @@ def meanings(bits: NDArray[np.unsignedinteger], layout: Layout) -> Iterator[Mean
         layout: their type and shape.
     """
     shape, family = layout.matrix, layout.element.family
-    unique = np.unique(bits)
+    unique = _different(bits)
     if family == "integer":
         yield from _offset(bits, layout)
     if layout.element.dtype == "<u1" and len(unique) > 1:
-        halves = np.stack([bits & 15, bits >> 4], axis=1).astype(np.int64)
-        offset = int(np.argmax(np.bincount(halves.reshape(-1), minlength=16)))
-        yield Meaning(Kind.NIBBLES, bytes([offset]), (halves - offset).reshape(shape[0], 2 * shape[1]))
+        counts = np.bincount(bits, minlength=256).reshape(16, 16)
+        offset = int(np.argmax(counts.sum(0) + counts.sum(1)))
+        halves = np.stack([bits & 15, bits >> 4], axis=1).astype(np.int32)
+        halves -= offset
+        yield Meaning(Kind.NIBBLES, bytes([offset]), halves.reshape(shape[0], 2 * shape[1]))
     found = False
     if family == "float":
-        for meaning in _on_grids(bits.view(layout.element.dtype), shape, unique.view(layout.element.dtype)):
+        for meaning in _on_grids(bits.view(layout.element.dtype), shape):
             found = True
             yield meaning
     few = len(unique) <= MOST_VALUES and 2 * len(unique) <= max(len(bits), 2)
@@ -84,19 +87,35 @@ def meanings(bits: NDArray[np.unsignedinteger], layout: Layout) -> Iterator[Mean
         yield _table(bits, layout, unique)
 
 
+def _different(bits: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
+    """The different entries in order, or those of a part if that has too many for a table already."""
+    part = np.unique(bits[:: max(len(bits) // (4 * MOST_VALUES), 1)])
+    return part if len(part) > MOST_VALUES else np.unique(bits)
+
+
 def _offset(bits: NDArray[np.unsignedinteger], layout: Layout) -> Iterator[Meaning]:
     values = bits.view(layout.element.dtype)
-    unique, counts = np.unique(values, return_counts=True)
-    offset = int(unique[np.argmax(counts)])
-    if int(unique[-1]) - offset <= _MOST_MULTIPLE and offset - int(unique[0]) <= _MOST_MULTIPLE:
+    if len(values) == 0:
+        return
+    lowest, highest = int(values.min()), int(values.max())
+    offset = int(np.median(values[:: max(len(values) // _SAMPLE, 1)])) if highest - lowest > _SAMPLE else _likeliest(values, lowest)
+    if highest - offset <= _MOST_MULTIPLE and offset - lowest <= _MOST_MULTIPLE:
         head = (offset % (1 << 8 * layout.element.size)).to_bytes(layout.element.size, "little")
-        difference = values - np.array(offset, values.dtype) if layout.element.size == 8 else values.astype(np.int64) - offset
-        yield Meaning(Kind.INTEGERS, head, difference.astype(np.int64).reshape(layout.matrix))
+        difference = (values - np.array(offset, values.dtype)).astype(np.int32)  # modulo the size of an entry, or of an integer
+        if layout.element.size < 4:
+            difference = values.astype(np.int32) - np.int32(offset)
+        yield Meaning(Kind.INTEGERS, head, difference.reshape(layout.matrix))
 
 
-def _on_grids(values: NDArray[np.floating], shape: tuple[int, int], unique: NDArray[np.floating]) -> Iterator[Meaning]:
+def _likeliest(values: NDArray[np.integer], lowest: int) -> int:
+    """The most frequent value, of equally frequent ones the lowest, where all are near to each other."""
+    counts = np.bincount((values - np.array(lowest, values.dtype)).astype(np.uint16))
+    return lowest + int(np.argmax(counts))
+
+
+def _on_grids(values: NDArray[np.floating], shape: tuple[int, int]) -> Iterator[Meaning]:
     matrix = values.reshape(shape)
-    step = grids.find_step(unique)
+    step = grids.find_step(values)
     if step is not None:
         yield from _multiples(Kind.GRID, matrix, np.array(step, values.dtype))
         return
@@ -119,24 +138,43 @@ def _steps(lines: NDArray[np.floating]) -> list[float] | None:
 
 def _multiples(kind: Kind, matrix: NDArray[np.floating], steps: NDArray[np.floating]) -> Iterator[Meaning]:
     found = grids.multiples(matrix, steps)
-    if found is not None and np.abs(found[0]).max(initial=0) <= _MOST_MULTIPLE:
+    if found is not None:
         yield Meaning(_SIGNED[kind] if found[1] else kind, steps.tobytes(), found[0])
 
 
 def _table(bits: NDArray[np.unsignedinteger], layout: Layout, unique: NDArray[np.unsignedinteger]) -> Meaning:
     """Entries as their ranks in a sorted table, counted from zero's place, or from the most frequent value's where there is no zero."""
-    keys = ordered(unique, layout.element.family)
-    table = unique[np.argsort(keys)]
-    ranks = np.searchsorted(np.sort(keys), ordered(bits, layout.element.family))
+    table = unique[np.argsort(ordered(unique, layout.element.family))]
+    rank = np.argsort(np.argsort(ordered(unique, layout.element.family))).astype(np.int32)
+    ranks = np.empty(len(bits), np.int32)
+    for start in range(0, len(bits), _SAMPLE):
+        ranks[start : start + _SAMPLE] = rank[np.searchsorted(unique, bits[start : start + _SAMPLE])]
     zero = np.flatnonzero(table == 0)
     centre = int(zero[0]) if len(zero) else int(np.argmax(np.bincount(ranks, minlength=1)))
-    return Meaning(Kind.TABLE, number(len(table)) + number(centre) + table.tobytes(), (ranks - centre).reshape(layout.matrix))
+    ranks -= centre
+    return Meaning(Kind.TABLE, number(len(table)) + number(centre) + table.tobytes(), ranks.reshape(layout.matrix))
 
 
 def matrix_shape(kind: Kind, layout: Layout) -> tuple[int, int]:
     """Rows and columns of the integers of a tensor."""
     rows, columns = layout.matrix
     return (rows, 2 * columns) if kind is Kind.NIBBLES else (rows, columns)
+
+
+def most_bits(kind: Kind, layout: Layout) -> int:
+    """Bits that a magnitude among the integers of a tensor can have.
+
+    >>> from pared.codec.elements import ELEMENTS
+    >>> most_bits(Kind.INTEGERS, Layout(ELEMENTS["int8"], ())), most_bits(Kind.GRID, Layout(ELEMENTS["float32"], ()))
+    (8, 23)
+    """
+    if kind is Kind.NIBBLES:
+        return 4
+    if kind is Kind.TABLE:
+        return MOST_VALUES.bit_length() - 1
+    if kind is Kind.INTEGERS:
+        return min(8 * layout.element.size, 31)
+    return {2: 10, 4: 23, 8: 31}[layout.element.size]  # as many as a float has after its first
 
 
 @dataclass(frozen=True)
@@ -176,26 +214,42 @@ def read_head(cursor: Cursor, kind: Kind, layout: Layout) -> Head:
     raise cursor.error(f"a tensor of {element.name} can't be stored as {kind.name}")
 
 
-def entries(head: Head, matrix: NDArray[np.int64], layout: Layout) -> NDArray[np.unsignedinteger]:
+def entries(head: Head, matrix: NDArray[np.int32], layout: Layout) -> NDArray[np.unsignedinteger]:
     """The entries that integers stand for, shape (count,), as unsigned integers.
 
     Raises:
         FileError: if an integer stands for none.
     """
+    found = np.empty(layout.matrix, layout.element.bits)
+    for rows, columns in grids.tiles(layout.matrix):
+        if head.kind is Kind.NIBBLES:
+            found[rows, columns] = _bytes(head, matrix[rows, 2 * columns.start : 2 * columns.stop])
+        else:
+            found[rows, columns] = _part(head, matrix[rows, columns], rows, columns, layout)
+    return found.reshape(-1)
+
+
+def _bytes(head: Head, part: NDArray[np.int32]) -> NDArray[np.integer]:
+    halves = part.astype(np.int64) + int(head.values[0])
+    _check(halves, 0, 15)
+    return halves[:, ::2] | halves[:, 1::2] << 4
+
+
+def _part(head: Head, part: NDArray[np.int32], rows: slice, columns: slice, layout: Layout) -> NDArray[np.generic]:
     bits = layout.element.bits
-    if head.kind is Kind.NIBBLES:
-        halves = (matrix + int(head.values[0])).reshape(-1, 2)
-        _check(halves, 0, 15)
-        return (halves[:, 0] | halves[:, 1] << 4).astype(bits)
     if head.kind is Kind.TABLE:
-        ranks = matrix.reshape(-1) + head.centre
+        ranks = part.astype(np.int64) + head.centre
         _check(ranks, 0, len(head.values) - 1)
-        return head.values[ranks]  # pyright: ignore[reportReturnType]
+        return head.values[ranks]
     if head.kind is Kind.INTEGERS:
-        return (matrix.reshape(-1).astype(bits) + head.values.view(bits)).astype(bits)
-    steps = head.values[:, None] if head.kind in (Kind.GRID_ROWS, Kind.SIGNED_GRID_ROWS) else head.values
+        return part.astype(bits) + head.values.view(bits)
+    steps = head.values
+    if head.kind in (Kind.GRID_ROWS, Kind.SIGNED_GRID_ROWS):
+        steps = head.values[rows, None]
+    elif head.kind in (Kind.GRID_COLUMNS, Kind.SIGNED_GRID_COLUMNS):
+        steps = head.values[columns]
     signed = head.kind in _SIGNED.values()
-    return grids.at(matrix, steps, np.dtype(layout.element.dtype), signed=signed).reshape(-1).view(bits)  # pyright: ignore[reportArgumentType]
+    return grids.at(part, steps, np.dtype(layout.element.dtype), signed=signed).view(bits)  # pyright: ignore[reportArgumentType]
 
 
 def _check(values: NDArray[np.int64], low: int, high: int) -> None:
