@@ -151,7 +151,8 @@ def check_rows(problems: Problems, weight: Tensor, gram: Tensor, scales: Tensor,
     if not problems.found:
         square, rows = (*weight.shape[:-2], weight.shape[-1], weight.shape[-1]), tuple(weight.shape[:-1])
         problems.check(gram.shape == square, "gram", f"of shape {square}", tuple(gram.shape))
-        problems.check(scales.shape == rows, "scales", f"of shape {rows}", tuple(scales.shape))
+        fits = scales.shape in (rows, weight.shape)
+        problems.check(fits, "scales", f"of shape {rows}, or that of the weight", tuple(scales.shape))
     problems.check(low <= high, "low", f"at most high ({high})", low)
 
 
