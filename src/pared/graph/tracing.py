@@ -25,7 +25,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pared.core.errors import ModelError
 from pared.graph.capture import (
     Captured,
     Inputs,
@@ -38,18 +37,16 @@ from pared.graph.capture import (
     quiet,
     training_mode,
 )
+from pared.graph.open_batch import NotTraced, open_batch
 from pared.graph.record import abstract
 
 _NUMBERS = (int, float, bool, complex)
+_DATA: Any = torch.Tensor.data
 _HIDING = {
-    torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.data_ptr, torch.Tensor.data.__get__,
-    torch._C._set_grad_enabled, torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast,
+    torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.data_ptr, _DATA.__get__,
+    torch._C._set_grad_enabled,
 }  # fmt: skip
 _LIBRARY = ("/torch/", "\\torch\\", "<", __file__)
-
-
-class NotTraced(ModelError):
-    """This forward has to be captured by `torch.export`."""
 
 
 def trace_or_capture(model: nn.Module, example_inputs: Tensor | Sequence[Any], *, train: bool = False) -> Captured:
@@ -93,7 +90,7 @@ def trace(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     (first, constants), (second, others) = (_run(model, batch) for batch in (inputs, one_sample_more(inputs)))
     if len(constants) != len(others) or not all(map(_same, constants.values(), others.values())):
         raise NotTraced("a tensor comes from outside of the model")
-    _with_open_batch(first, second, size, next(number for number, x in enumerate(inputs) if x.dim() and len(x) == size))
+    open_batch(first, second, size, next(number for number, x in enumerate(inputs) if x.dim() and len(x) == size))
     tensors = dict(_tensors(model)) | constants
     return fx.GraphModule({str(node.target): tensors[str(node.target)] for node in first.nodes if node.op == "get_attr"}, first)
 
@@ -145,6 +142,7 @@ class _Recorder(ProxyTorchDispatchMode):
         self.names = {id(tensor): name for name, tensor in _tensors(model)}
         self.paths = {id(module): name for name, module in reversed(list(model.named_modules()))}
         self.stack: dict[str, tuple[str, str]] = {}
+        self.regions = _autocast_regions()
         for number, tensor in enumerate(inputs):
             node = self.graph.placeholder(f"input_{number}")
             node.meta["val"] = abstract(tensor)
@@ -164,6 +162,8 @@ class _Recorder(ProxyTorchDispatchMode):
             result = func(*args, **kwargs)
         if isinstance(result, _NUMBERS):
             raise NotTraced(f"{func} reads a number out of a tensor")
+        if _autocast_regions() != self.regions:
+            raise NotTraced("a region has an autocast of its own")
         node = self.graph.call_function(func, places, named)  # type: ignore[arg-type]
         node.meta.update(val=abstract(result), nn_module_stack=self.stack, stack_trace=_where(sys._getframe(1)))
         if isinstance(result, Tensor):
@@ -234,6 +234,12 @@ class _Recorder(ProxyTorchDispatchMode):
         self.graph.output(pytree.tree_unflatten([self._node(leaf) for leaf in leaves], spec))
 
 
+def _autocast_regions() -> int:
+    """How many regions of autocast, on or off, are open; nothing else tells one that is off."""
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
+
+
 def _same(left: Tensor, right: Tensor) -> bool:
     return left.dtype == right.dtype and torch.equal(left, right)
 
@@ -264,46 +270,3 @@ def _where(frame: FrameType | None) -> str:
             return f'  File "{name}", line {frame.f_lineno}, in {frame.f_code.co_name}'
         frame = frame.f_back
     return ""
-
-
-def _with_open_batch(graph: fx.Graph, other: fx.Graph, size: int, batched: int) -> None:
-    """Put multiples of the batch's length in the place of numbers that differ between the two runs."""
-    if [node.target for node in graph.nodes] != [node.target for node in other.nodes]:
-        raise NotTraced("what is computed depends on the batch")
-    twins = dict(zip(other.nodes, graph.nodes, strict=True))
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    multiples: dict[int, fx.Node] = {}
-
-    def multiple(factor: int) -> fx.Node:
-        if 1 not in multiples:
-            with graph.inserting_after(inputs[-1]):
-                multiples[1] = graph.call_function(torch.ops.aten.sym_size.int, (inputs[batched], 0))
-            multiples[1].meta["val"] = size
-        if factor not in multiples:
-            with graph.inserting_after(multiples[1]):
-                multiples[factor] = graph.call_function(operator.mul, (multiples[1], factor))
-            multiples[factor].meta["val"] = factor * size
-        return multiples[factor]
-
-    def merged(left: Any, right: Any) -> Any:
-        if isinstance(left, fx.Node) or isinstance(right, fx.Node):
-            if not isinstance(right, fx.Node) or twins[right] is not left:
-                raise NotTraced("what is computed depends on the batch")
-            return left
-        if isinstance(left, list | tuple) and isinstance(right, list | tuple) and len(left) == len(right):
-            return type(left)(merged(a, b) for a, b in zip(left, right, strict=True))
-        if type(left) is int and type(right) is int and left != right:
-            factor = right - left
-            if factor <= 0 or left != factor * size:
-                raise NotTraced("a number depends on the batch otherwise than as a multiple")
-            return multiple(factor)
-        if left is not right and left != right and not (left != left and right != right):
-            raise NotTraced("a value depends on the batch")
-        return left
-
-    for right, left in list(twins.items()):
-        if left.op == "call_function":
-            arguments = tuple(merged(a, b) for a, b in zip(left.args, right.args, strict=True))
-            named = {name: merged(value, right.kwargs[name]) for name, value in left.kwargs.items()}
-            left.args, left.kwargs = arguments, named
-
