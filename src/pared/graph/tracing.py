@@ -148,6 +148,10 @@ class _Recorder(ProxyTorchDispatchMode):
             node.meta["val"] = abstract(tensor)
             self._remember(tensor, node)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the guard against it imports the compiler
+
     def __enter__(self) -> _Recorder:
         TorchDispatchMode.__enter__(self)
         return self
