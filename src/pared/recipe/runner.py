@@ -47,8 +47,8 @@ def compress(
 ) -> Result:
     """Carry out a recipe, deploy the network after every step, and measure the files.
 
-    Everything is checked before anything is written. The run directory then holds `original.onnx`, `small.onnx` (and `.xz` copies,
-    what one would send), `small.safetensors`, `recipe.yaml`, `events.jsonl`, `steps/`, `checkpoints/`, `baselines.json`, and at last
+    Everything is checked before anything is written. The run directory then holds `original.onnx`, `small.onnx` (and both packed
+    as `.pared`, what one would send), `small.safetensors`, `recipe.yaml`, `events.jsonl`, `steps/`, `checkpoints/`, `baselines.json`, and at last
     `result.json`. A run that was stopped at any moment goes on with `resume=True` and ends with the same bytes.
 
     Args:
