@@ -93,7 +93,7 @@ def test_profile_is_schema_1(tmp_path: Path) -> None:
         "nonzero": 44,
         "macs": 45,
         "file_bytes": file.stat().st_size,
-        "wire_bytes": (tmp_path / "small.onnx.xz").stat().st_size,
+        "wire_bytes": (tmp_path / "small.pared").stat().st_size,
         "latency_ms": {"median": 1.5, "p90": 2.0, "batch": 1, "threads": 1, "engine": "onnxruntime 1"},
         "metric": {"name": Accuracy().name, "value": file_metric(file, task, "test"), "split": "test", "file": "small.onnx"},
     }

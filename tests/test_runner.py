@@ -150,7 +150,7 @@ def test_numbers_are_those_of_the_files(finished: Path) -> None:
     assert content["compressed"]["nonzero"] <= 36 + 11
     for name, file in (("original", "original.onnx"), ("compressed", "small.onnx")):
         assert content[name]["file_bytes"] == (finished / file).stat().st_size
-        assert content[name]["wire_bytes"] == (finished / f"{file}.xz").stat().st_size
+        assert content[name]["wire_bytes"] == (finished / file).with_suffix(".pared").stat().st_size
         assert content[name]["metric"]["file"] == file
         assert content[name]["metric"]["split"] == "test"
     assert content["ratios"]["params"] == pytest.approx(163 / 83, abs=1e-4)
@@ -175,9 +175,9 @@ def test_directory_holds_everything(finished: Path) -> None:
         "checkpoints",
         "steps",
         "original.onnx",
-        "original.onnx.xz",
+        "original.pared",
         "small.onnx",
-        "small.onnx.xz",
+        "small.pared",
     }
     assert names >= {"small.safetensors", "result.json", "baselines.json", "layers.json", "environment.json", "run.json"}
     assert not [path for path in finished.rglob("*") if path.name.endswith(".tmp")]
@@ -252,7 +252,7 @@ def test_a_run_stopped_anywhere_ends_with_the_same_bytes(finished: Path, tmp_pat
     again = run(out, resume=True, **options)
     assert measured(again.to_dict()) == measured(Result.read(finished).to_dict())
     assert [step.seconds for step in again.steps][: len(seconds)] == seconds
-    for file in ("original.onnx", "small.onnx", "small.onnx.xz", "small.safetensors", "recipe.yaml"):
+    for file in ("original.onnx", "small.onnx", "small.pared", "small.safetensors", "recipe.yaml"):
         assert (out / file).read_bytes() == (finished / file).read_bytes()
     if options["baselines"]:
         scratch = Path("baselines") / "scratch.onnx"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import lzma
 import os
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.core.errors import CaptureError, ModelError, RunError
-from pared.runtime import Engine, ExportsItself, export, model_proto, write_xz
+from pared.runtime import Engine, ExportsItself, export, model_proto
 from pared.runtime.canonical import canonical
 
 
@@ -232,14 +231,3 @@ def test_network_that_writes_its_own_onnx(tmp_path: Path, normalize: nn.Module |
     for x in (torch.tensor([[3.0, 1.0]]), torch.tensor([[-3.0, -1.0]])):
         expected = model(x if normalize is None else normalize(x))
         np.testing.assert_allclose(engine.run(x.numpy())[0], expected.numpy(), atol=1e-6)
-
-
-def test_xz_is_the_same_each_time_and_unpacks(tmp_path: Path) -> None:
-    file = tmp_path / "small.onnx"
-    file.write_bytes(b"weights" * 1000)
-    packed = write_xz(file)
-    first = packed.read_bytes()
-    assert packed.name == "small.onnx.xz"
-    assert lzma.decompress(first) == file.read_bytes()
-    assert len(first) < 200
-    assert write_xz(file).read_bytes() == first

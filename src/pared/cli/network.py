@@ -18,9 +18,9 @@ from pared.architecture import nets
 from pared.architecture.load import load_model
 from pared.cli.setting import load_task, model_for, print_json
 from pared.core.seeds import seed_everything
-from pared.measure import file_metric, latency, layer_times
+from pared.measure import file_metric, latency, layer_times, packed
 from pared.report import print_table
-from pared.runtime import export, write_xz
+from pared.runtime import export
 from pared.training import Task
 
 
@@ -59,7 +59,7 @@ def show_profile(spec: str, data: str | None, weights: Path | None, *, seed: int
         time = latency({"model": path}, tuple(part[:1] for part in found.raw), quick=True)["model"]
         whole: dict[str, Any] = {
             "params": counts.params, "nonzero": counts.nonzero, "macs": counts.macs, "file_bytes": path.stat().st_size,
-            "wire_bytes": write_xz(path).stat().st_size, "latency_ms": time.to_dict(),
+            "wire_bytes": packed(path).stat().st_size, "latency_ms": time.to_dict(),
         }  # fmt: skip
         if found.task is not None and weights is not None:
             metric = found.task.metric.name
@@ -68,7 +68,7 @@ def show_profile(spec: str, data: str | None, weights: Path | None, *, seed: int
         print_json({"model": spec, "layers": layers, **whole})
         return 0
     print_table(_table(layers, whole))
-    typer.echo(f"File: {whole['file_bytes']:,} bytes, packed with xz {whole['wire_bytes']:,}.")
+    typer.echo(f"File: {whole['file_bytes']:,} bytes, packed {whole['wire_bytes']:,}.")
     typer.echo(f"Latency: {time.median:.4f} ms (median), {time.p90:.4f} ms (p90); one sample, {time.threads} thread, {time.engine}.")
     if "metric" in whole:
         typer.echo(f"{whole['metric']['name'].capitalize()}: {whole['metric']['value']:.4f} on the test split, read from the file.")

@@ -15,7 +15,7 @@ from pared.core.errors import FileError
 MOST_LAG = 512
 """The longest line of pixels that is looked for."""
 
-_TRIAL = 1 << 17  # entries that a choice for a large matrix is made on
+_TRIAL = 1 << 16  # entries that a choice for a large matrix is made on
 
 
 class Coding(IntEnum):
@@ -104,7 +104,7 @@ def _place(gaps: NDArray[np.uint32], values: NDArray[np.int32], flat: NDArray[np
 
 
 def smallest_adaptive(matrix: NDArray[np.int32], kernel: tuple[int, int]) -> tuple[int, tuple[bool, int, int]]:
-    """The best neighbours for the adaptive coding, found on up to 2^17 entries, and the bytes of those entries.
+    """The best neighbours for the adaptive coding, found on up to 2^16 entries, and the bytes of those entries.
 
     Args:
         matrix: shape (rows, columns).
@@ -121,7 +121,7 @@ def smallest_adaptive(matrix: NDArray[np.int32], kernel: tuple[int, int]) -> tup
 
 
 def sample(matrix: NDArray[np.int32]) -> NDArray[np.int32]:
-    """As many of the first rows as give about 2^17 entries, or the whole matrix where it is smaller."""
+    """As many of the first rows as give about 2^16 entries, or the whole matrix where it is smaller."""
     if matrix.size <= _TRIAL:
         return matrix
     part = matrix[: max(_TRIAL // matrix.shape[1], 1)]

@@ -84,7 +84,7 @@ def split(model: onnx.ModelProto, name: str) -> Split:
                 raise FileError(f"{name}: the data of tensor {tensor.name!r} doesn't fit its shape {list(tensor.dims)}.")
             continue
         field, content = moved
-        names.append(tensor.name)
+        names.append(_name(tensor, name))
         layouts.append(layout)
         data.append(content)
         tensor.ClearField(field)
@@ -109,7 +109,7 @@ def parse(program: bytes, name: str) -> tuple[onnx.ModelProto, list[Tensor], lis
             raise FileError(f"{name}: the program says of tensor {tensor.name!r} that its entries are in another file, which isn't read.")
         if (layout := _moved(tensor, name)) is not None:
             found.append((tensor, layout))
-    names = unique_names([tensor.name for tensor, _ in found])
+    names = unique_names([_name(tensor, name) for tensor, _ in found])
     return model, [Tensor(*pair) for pair in zip(names, (layout for _, layout in found), strict=True)], [tensor for tensor, _ in found]
 
 
@@ -139,6 +139,13 @@ def tensor_messages(message: Message) -> Iterator[Any]:
 
 def _repeated(value: Any) -> bool:
     return not isinstance(value, Message)
+
+
+def _name(tensor: TensorProto, name: str) -> str:
+    """A tensor's name, which protobuf gives as bytes where it isn't text."""
+    if not isinstance(tensor.name, str):
+        raise FileError(f"{name}: the name of a tensor is no text: {tensor.name!r}.")
+    return tensor.name
 
 
 def _layout(tensor: TensorProto, name: str) -> Layout | None:

@@ -33,6 +33,7 @@ BUCKETS = 56
 
 _HIGHEST = 191  # the last class that can be the first of a file
 _PRECISION = 20
+_TRIAL = 1 << 16  # entries that the weights are chosen on
 _LEAST = 1 << 10  # entries below which the shape costs more than it saves
 _WHOLE = 1 << _PRECISION
 _CELL = 12  # bits of a slot that the index into a table leaves out
@@ -79,25 +80,39 @@ def encode(matrix: NDArray[np.int32]) -> bytes:
     >>> bool((decode(Cursor(data, "x"), (64, 64)) == matrix).all())
     True
     """
+    part = matrix[: max(_TRIAL // matrix.shape[1], _EVERY)]
+    weights = min(_WEIGHTS, key=lambda each: _stretched(part, *each)[0]) if len(part) < len(matrix) else None
+    tries = [_stretched(matrix, *each) for each in ((weights,) if weights else _WEIGHTS)]
+    _, scales, shape, tables, classes = min(tries, key=lambda each: each[0])
+    packed, flat = mixing.encode(shape[None]), matrix.reshape(-1)
+    coded = _code(flat, classes.reshape(-1), tables, scales.most)
+    head = b"".join(number(value) for value in scales) + number(len(packed)) + packed + number(len(coded)) + coded
+    outside = flat[np.abs(flat) > scales.most]
+    return head + number(len(outside)) + tokens.encode(outside, "static")
+
+
+class Stretched(NamedTuple):
+    """A matrix seen by scales with given weights: bits that its symbols take, and all that is needed to code them."""
+
+    bits: float
+    scales: Scales
+    shape: NDArray[np.int32]
+    tables: NDArray[np.uint32]
+    classes: NDArray[np.int16]
+
+
+def _stretched(matrix: NDArray[np.int32], by_row: int, by_column: int) -> Stretched:
     magnitudes = np.abs(matrix)
     mean = max(round(16 * float(magnitudes.mean())), 1)
     most = min(int(magnitudes.max()), MOST, max(mean // 2, 8))
-    outside = np.flatnonzero(magnitudes.reshape(-1) > most)
-    rare = min(-(-len(outside) * _WHOLE // matrix.size), _WHOLE // 2)
-    found = []
-    for by_row, by_column in _WEIGHTS:
-        classes = _classes(matrix, mean, by_row, by_column)
-        lowest = int(classes.min())
-        scales = Scales(mean, by_row, by_column, most, lowest, min(int(classes.max()) - lowest + 1, MOST_CLASSES), rare)
-        classes = np.minimum(classes - lowest, scales.classes - 1)
-        shape = _shape(matrix, classes, scales)
-        tables = _tables(scales, shape)
-        found.append((_cost(matrix, classes, tables, most), scales, shape, tables, classes))
-    _, scales, shape, tables, classes = min(found, key=lambda each: each[0])
-    packed = mixing.encode(shape[None])
-    coded = _code(matrix.reshape(-1), classes.reshape(-1), tables, most)
-    head = b"".join(number(value) for value in scales) + number(len(packed)) + packed + number(len(coded)) + coded
-    return head + number(len(outside)) + tokens.encode(matrix.reshape(-1)[outside], "static")
+    rare = min(-(-int(np.count_nonzero(magnitudes > most)) * _WHOLE // matrix.size), _WHOLE // 2)
+    classes = _classes(matrix, mean, by_row, by_column)
+    lowest = int(classes.min())
+    scales = Scales(mean, by_row, by_column, most, lowest, min(int(classes.max()) - lowest + 1, MOST_CLASSES), rare)
+    classes = np.minimum(classes - lowest, scales.classes - 1)
+    shape = _shape(matrix, classes, scales)
+    tables = _tables(scales, shape)
+    return Stretched(_cost(matrix, classes, tables, most), scales, shape, tables, classes)
 
 
 def decode(cursor: Cursor, shape: tuple[int, int]) -> NDArray[np.int32]:

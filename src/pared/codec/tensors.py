@@ -120,7 +120,7 @@ def _as_integers(meaning: Meaning, layout: Layout, prefer: Prefer) -> Iterator[b
     ways = [Coding.HUFFMAN if huffman else Coding.STATIC]
     if 2 * np.count_nonzero(matrix) < matrix.size:
         ways.append(Coding.RUNS_HUFFMAN if huffman else Coding.RUNS_STATIC)
-    if not huffman and scales.fits(matrix):
+    if not huffman and meaning.kind is not Kind.NIBBLES and scales.fits(matrix):
         ways.append(Coding.SCALED)
     found = [(way, integers.encode(matrix, way)) for way in ways]
     way, best = min(found, key=lambda pair: len(pair[1]))

@@ -8,4 +8,5 @@ from pared.measure.metric import sample_inputs as sample_inputs
 from pared.measure.profile import AdaptsToInput as AdaptsToInput
 from pared.measure.profile import Metric as Metric
 from pared.measure.profile import Profile as Profile
+from pared.measure.profile import packed as packed
 from pared.measure.profile import profile as profile

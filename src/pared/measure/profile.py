@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from pared import graph
+from pared import codec, graph
 from pared.measure.latency import Latency, latency
 from pared.measure.metric import file_metric, sample_inputs
-from pared.runtime import write_xz
 
 if TYPE_CHECKING:
     from pared.training import Split, Task
@@ -61,7 +60,7 @@ class Profile:
         nonzero: those that aren't zero.
         macs: multiply-adds per sample; for networks that adapt to their input the mean over the split.
         file_bytes: of the deployed file.
-        wire_bytes: of that file packed with xz.
+        wire_bytes: of that file packed as `.pared`, what one would send.
         latency: of the deployed file.
         metric: read from the deployed file.
     """
@@ -100,7 +99,7 @@ def profile(
 
     Args:
         model: the network, for its parameters and MACs.
-        file: the same network, deployed; FILE.xz is written beside it.
+        file: the same network, deployed; it is also packed, as a `.pared` file beside it.
         task: gives data and metric.
         split: "valid" to choose by, "test" to report.
         latency: of the file, if it was timed together with others (which makes ratios exact); else it is timed alone.
@@ -128,10 +127,22 @@ def profile(
         nonzero=counts.nonzero,
         macs=macs,
         file_bytes=file.stat().st_size,
-        wire_bytes=write_xz(file).stat().st_size,
+        wire_bytes=packed(file).stat().st_size,
         latency=latency if latency is not None else _alone(model, file, task, split),
         metric=Metric(task.metric.name, file_metric(file, task, split), split, file.name),
     )
+
+
+def packed(file: Path) -> Path:
+    """Pack a deployed file beside itself, `small.onnx` as `small.pared`, and return the path; its size is what one would send.
+
+    Raises:
+        FileError: if it is no ONNX file.
+        RunError: if the packed file can't be written.
+    """
+    target = file.with_suffix(".pared")
+    codec.pack(file, target)
+    return target
 
 
 def _alone(model: nn.Module, file: Path, task: Task, split: Split) -> Latency:

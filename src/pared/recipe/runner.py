@@ -47,9 +47,9 @@ def compress(
 ) -> Result:
     """Carry out a recipe, deploy the network after every step, and measure the files.
 
-    Everything is checked before anything is written. The run directory then holds `original.onnx`, `small.onnx` (and `.xz` copies,
-    what one would send), `small.safetensors`, `recipe.yaml`, `events.jsonl`, `steps/`, `checkpoints/`, `baselines.json`, and at last
-    `result.json`. A run that was stopped at any moment goes on with `resume=True` and ends with the same bytes.
+    Everything is checked before anything is written. The run directory then holds `original.onnx` and `small.onnx`, both packed as
+    `.pared` (what one would send), `small.safetensors`, `recipe.yaml`, `events.jsonl`, `steps/`, `checkpoints/`, `baselines.json`, and
+    at last `result.json`. A run that was stopped at any moment goes on with `resume=True` and ends with the same bytes.
 
     Args:
         model: the network; it isn't changed.

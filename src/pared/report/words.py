@@ -203,7 +203,7 @@ def measured_how(run: Run) -> list[str]:
     if profile.macs is not None:
         sentences.append("A MAC is one multiply-add; MACs are counted for one input.")
     if profile.wire_bytes is not None:
-        sentences.append("On the wire is what one would send: the deployed file compressed with xz, again as bytes on disk.")
+        sentences.append("On the wire is what one would send: the deployed file packed without loss, again as bytes on disk.")
     if (time := profile.latency) is not None:
         parts = [
             f"the engine {time.engine}" if time.engine else "",

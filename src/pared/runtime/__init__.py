@@ -6,5 +6,4 @@ from pared.runtime.export import ExportsItself as ExportsItself
 from pared.runtime.export import export as export
 from pared.runtime.export import model_proto as model_proto
 from pared.runtime.export import named_proto as named_proto
-from pared.runtime.export import write_xz as write_xz
 from pared.runtime.saturation import saturates as saturates

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import lzma
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pared.core.errors import CaptureError, ModelError
-from pared.core.files import atomic_path, write_atomic
+from pared.core.files import atomic_path
 from pared.graph.capture import as_inputs, batch_of_two, explain, training_mode
 from pared.graph.record import module_path
 from pared.runtime import qdq
@@ -112,20 +111,6 @@ def named_proto(model: nn.Module, example_inputs: Tensor | Sequence[Any], normal
         CaptureError: as `export`.
     """
     return _translate(_in_front(normalize, model), as_inputs(example_inputs))
-
-
-def write_xz(path: str | Path) -> Path:
-    """Write FILE.xz beside a file, the same bytes each time, and return its path; its size is what the file costs on the wire.
-
-    The preset is xz's strongest (9e). A file of a few megabytes takes seconds.
-
-    Raises:
-        RunError: if the file can't be written.
-    """
-    path = Path(path)
-    packed = path.with_name(path.name + ".xz")
-    write_atomic(packed, lzma.compress(path.read_bytes(), format=lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME))
-    return packed
 
 
 class _Normalized(nn.Module):
