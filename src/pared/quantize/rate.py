@@ -61,7 +61,7 @@ class Rate:
         teach: share of the teacher's answers in the loss, where the task has a teacher (a recipe sets it): the rest is the labels'.
         temperature: of the teacher's answers, see `distill.Teach`.
         train: the training. What the learning rate means doesn't depend on the size of weights: at Adam's 0.001 each moves by about a
-            hundredth of its grid's step at a time.
+            hundredth of its grid's step at a time. With few steps 0.003 may be better (lab: `rate_aware`).
         leave: paths of modules that stay as they are.
 
     Raises:
