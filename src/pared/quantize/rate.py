@@ -47,19 +47,20 @@ class Rate:
     without subtracting a mean.
 
     Args:
-        price: loss for each bit. A network of 100,000 bits then has an additional loss of 0.3. The default is where small image classifiers
-            have lost little; each doubling takes off about a third of the file.
+        price: loss for each bit: at the default a file of 100,000 bits adds 0.3 to the loss. It is where to begin with small image
+            classifiers and tens of thousands of training steps; with fewer steps it has to be higher. In the lab (`rate_aware`) each
+            doubling, trained on from the one before, took off a third to a half of the file.
         bytes: what the packed file (`pared pack`, of the whole exported network) is to have, such as "10kB"; the price is found while
             training: it begins with `price` and follows the size. A log message says so if the file is larger in the end. None: the
             price decides.
         ramp: the share of the training in which the price rises evenly. By default half, so that the other half settles what it did.
         step: what the grids begin with, as a part of the root mean square of a tensor's entries. 1: most weights begin at 0 and ±1, and
-            those that need finer values get a smaller step by training; half of it made files a third larger (see the lab).
+            training makes the step smaller where finer values are needed.
         contexts: False charges every entry alike, as a coder without contexts would. For comparisons.
         teach: share of the teacher's answers in the loss, where the task has a teacher (a recipe sets it): the rest is the labels'.
         temperature: of the teacher's answers, see `distill.Teach`.
         train: the training. What the learning rate means doesn't depend on the size of weights: at Adam's 0.001 each moves by about a
-            hundredth of its grid's step at a time.
+            hundredth of its grid's step at a time. With few steps 0.003 may be better (lab: `rate_aware`).
         leave: paths of modules that stay as they are.
 
     Raises:

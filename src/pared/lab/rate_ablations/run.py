@@ -85,7 +85,7 @@ class RateAblations:
         with tempfile.TemporaryDirectory() as folder:
             row = packed_row(network, task, Path(folder))
             row["static"] = packed_row(network, task, Path(folder), "static")["weights"]
-        row["nonzero"] = sum(int(tensor.count_nonzero()) for tensor in network.state_dict().values() if tensor.dim() == 2)
+        row["nonzero"] = sum(int(layer.weight.count_nonzero()) for layer in network.children() if isinstance(layer, nn.Linear))
         return row
 
     def verdict(self, rows: Sequence[Row]) -> Verdict:
