@@ -49,8 +49,8 @@ class CutTime:
 
     name: ClassVar[str] = "cut_time"
     claim: ClassVar[str] = (
-        "Over every third model of coverage, analysis and cut take pared less time on the median than torch-pruning, where a model that a tool can't cut, or "
-        "cuts wrongly, counts as never done."
+        "Over every third model of coverage, analysis and cut take pared less time on the median than torch-pruning, where a model that a "
+        "tool can't cut, or cuts wrongly, counts as never done."
     )
 
     seeds: tuple[int, ...] = (0,)
