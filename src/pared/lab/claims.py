@@ -8,11 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from pared import data
 from pared.core.seeds import seed_everything
+from pared.data.batches import Batches
 from pared.data.transforms import Normalize
 from pared.lab.experiment import Progress, Row, Verdict
 from pared.training import Task, Train, evaluate
@@ -59,6 +61,13 @@ def undistorted(name: str, seed: int) -> Task:
     task = data.load(name, seed)
     assert isinstance(task.normalize, Normalize)
     return dataclasses.replace(task, augment=None, normalize=Normalize([0.0], task.normalize.std.flatten().tolist()))
+
+
+def fewer(task: Task, samples: int, seed: int) -> Task:
+    """The same task with the first samples of its training split only, which must lie in memory."""
+    train: Any = task.train
+    order = {"shuffle": True, "seed": seed, "full_scale": train.full_scale}
+    return dataclasses.replace(task, train=Batches(train.inputs[:samples], train.targets[:samples], train.batch_size, **order))
 
 
 def error(model: nn.Module, task: Task) -> float:

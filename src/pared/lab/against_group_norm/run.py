@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -16,10 +16,10 @@ from pared import data
 from pared.architecture.nets import resnet8, resnet20
 from pared.core.problems import Problems
 from pared.core.seeds import seed_everything
-from pared.data.batches import Batches
 from pared.lab.against_group_norm.arms import Arm, fast, measured, projected, sgd
 from pared.lab.against_group_norm.peer import GroupNorm, obstacle
 from pared.lab.against_group_norm.verdict import LEARNING, judge
+from pared.lab.claims import fewer
 from pared.lab.experiment import Progress, Row, Verdict
 from pared.prune import Fisher, Neurons
 from pared.training import Task
@@ -151,17 +151,7 @@ class AgainstGroupNorm:
     def _task(self, seed: int) -> Task:
         seed_everything(seed)
         task = data.load(self.data, seed)
-        train: Any = task.train
-        if self.samples is not None:
-            train = Batches(
-                train.inputs[: self.samples],
-                train.targets[: self.samples],
-                train.batch_size,
-                shuffle=True,
-                seed=seed,
-                full_scale=train.full_scale,
-            )
-        return dataclasses.replace(task, train=train)
+        return task if self.samples is None else fewer(task, self.samples, seed)
 
     def verdict(self, rows: Sequence[Row]) -> Verdict:
         """On means over rows."""
