@@ -39,7 +39,7 @@ def test_shapes_that_do_not_fit_are_refused(rounding):
     for wrong, message in (
         ((weight[0], gram, scales, -7, 7), r"weight must be of shape \(…, rows, columns\)\. Got \(12,\)"),
         ((weight, gram[:-1], scales, -7, 7), r"gram must be of shape \(12, 12\)\. Got \(11, 12\)"),
-        ((weight, gram, scales[:-1], -7, 7), r"scales must be of shape \(4,\)\. Got \(3,\)"),
+        ((weight, gram, scales[:-1], -7, 7), r"scales must be of shape \(4,\), or that of the weight\. Got \(3,\)"),
         ((weight, gram, scales, 7, -7), r"low must be at most high \(-7\)\. Got 7"),
     ):
         with pytest.raises(SettingsError, match=message):

@@ -39,7 +39,7 @@ class Integers:
     Quantizers stand where `Int8` puts them. What only layers read has `activations` bits; a residual sum or a pool keeps 8, and the layer
     behind it rounds once more; products of two activations have 8 too. Batch norms are folded before training and frozen.
 
-    No engine has kernels for less than 8 bits of activations: the deployed file holds small integers in bytes and runs on the kernels of
+    No engine has kernels for less than 8 bits of activations: the deployed file holds the integers in bytes and runs on the kernels of
     int8, no faster than those; the log says so. What fewer bits buy is the packed file, which takes about `weights` bits a weight. With
     float activations, linear layers of 4 and 2 bits do have a kernel of their own: see `Bits`.
 
@@ -62,7 +62,7 @@ class Integers:
 
     >>> batches = [(torch.randn(8, 4), torch.zeros(8, dtype=torch.long))]
     >>> small = Integers(weights=2, activations=2, first_and_last=None)(nn.Linear(4, 2), Task(batches, batches, batches))
-    >>> small.weight.dtype, bool((small.weight.abs() <= 1).all())
+    >>> small.weight.dtype, len(small.weight.unique()) <= 3
     (torch.int8, True)
     """
 

@@ -151,8 +151,9 @@ def compare(left: nn.Module, right: nn.Module, batches: list[tuple[Any, ...]]) -
     terms round otherwise.
     """
     try:
+        ours, theirs = copy.deepcopy(left).double(), copy.deepcopy(right).double()
         with _Shorter() as seen:
-            found = _compare(copy.deepcopy(left).double(), copy.deepcopy(right).double(), batches, torch.float64)
+            found = _compare(ours, theirs, batches, torch.float64)
     except Exception:  # whatever a forward that fixes float32 may raise
         return _compare(left, right, batches, torch.float32)
     if not seen.any or not found.shapes:

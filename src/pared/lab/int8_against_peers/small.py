@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pared import data
 from pared.architecture.nets import lenet5, resnet8
-from pared.core.layers import split_weight
+from pared.core.layers import compressible, split_weight
 from pared.core.seeds import seed_everything
 from pared.graph.fold_layers import fold_layers
 from pared.lab.claims import fewer
@@ -22,7 +22,6 @@ from pared.measure import file_metric, sample_inputs
 from pared.prune.targets import deploy
 from pared.quantize import Int8, Integers, adaround, gptq, round_to_nearest, row_scales
 from pared.quantize.row_rounding import row_errors
-from pared.quantize.weight_blocks import quantizable
 from pared.runtime import Engine
 from pared.training import Task, Train
 from pared.training.layer_inputs import execution_order, layer_gram
@@ -91,7 +90,7 @@ def layer_errors(network: nn.Module, task: Task, samples: int) -> list[dict[str,
     """
     batches = first_inputs(task, samples, "they show what rounding does")
     folded = fold_layers(network, tuple(part[:2] for part in batches[0])).eval()
-    layers = quantizable(folded, (), "lab")
+    layers = compressible(folded, (), "lab")
     found = []
     for path in execution_order(folded, layers, batches[0]):
         rows = split_weight(layers[path], layers[path].weight.detach()).flatten(2)
