@@ -66,7 +66,7 @@ def measure(net: str, seed: int, plan: Plan, folder: Path, *, few_bits: bool) ->
             few = Integers(bits, bits, method, Train(epochs=plan.tune), calibration=plan.calibration)(network, task)  # type: ignore[arg-type]
             files[f"{method} {bits}"] = deploy(few, task, folder / f"{method}-{bits}.onnx")
             row["same few"] = min(agreement(few, files[f"{method} {bits}"], task), row.get("same few", 1.0))
-    row["test"] = {name: round(100 * file_metric(file, task, "test"), 2) for name, file in files.items()}
+    row["test"] = {name: round(100 * (1 - file_metric(file, task, "test")), 2) for name, file in files.items()}
     row["bytes"] = {name: file.stat().st_size for name, file in files.items()}
     row["ms"] = cpu_milliseconds({name: files[name] for name in ("float", "int8")}, sample_inputs(task, "valid", 1)[0])
     return row
