@@ -19,7 +19,8 @@ Prefer = Literal["auto", "smallest", "static", "huffman", "raw"]
 """Which codings may be chosen: the adaptive one only where it is at least 2 % smaller, wherever it is smaller, or never."""
 
 _GAIN = 0.98
-_ALWAYS = 1 << 16  # entries up to which the time of the adaptive coding doesn't matter
+_ALWAYS = 1 << 16  # entries up to which the time of the adaptive coding doesn't matter where most are zero
+_FEW = 1 << 12  # and where they aren't
 _TINY = 8
 _PROBE = 1 << 17  # bytes
 
@@ -118,7 +119,8 @@ def _as_integers(meaning: Meaning, layout: Layout, prefer: Prefer) -> Iterator[b
         return
     huffman = prefer == "huffman"
     ways = [Coding.HUFFMAN if huffman else Coding.STATIC]
-    if 2 * np.count_nonzero(matrix) < matrix.size:
+    sparse = 2 * np.count_nonzero(matrix) < matrix.size
+    if sparse:
         ways.append(Coding.RUNS_HUFFMAN if huffman else Coding.RUNS_STATIC)
     if not huffman and meaning.kind is not Kind.NIBBLES and scales.fits(matrix):
         ways.append(Coding.SCALED)
@@ -127,7 +129,7 @@ def _as_integers(meaning: Meaning, layout: Layout, prefer: Prefer) -> Iterator[b
     yield coded(way, best)
     if prefer not in ("auto", "smallest") or max(matrix.shape) > mixing.LONGEST:
         return
-    least = 1.0 if prefer == "smallest" or matrix.size <= _ALWAYS else _GAIN
+    least = 1.0 if prefer == "smallest" or (sparse and matrix.size <= _ALWAYS) or matrix.size <= _FEW else _GAIN
     part = integers.sample(matrix)
     size, neighbours = integers.smallest_adaptive(matrix, _kernel(meaning.kind, layout))
     static = len(best) if part.size == matrix.size else len(integers.encode(part, way))
