@@ -256,7 +256,7 @@ def _matrix(coder: Coder, v: NDArray[np.int32], width: int, period: int) -> None
             j = chosen[place]
             _look(near, v, i, j, width, period)
             near[contexts.COLUMN_COUNT], near[contexts.COLUMN_SIGNS], near[contexts.COLUMN_LENGTH] = counts[j], signs[j], lengths[j]
-            value = _value(coder, np.int64(v[i, j]), i, j, rows, period)
+            value = _value(coder, np.int64(v[i, j]), i, j, rows, period)  # type: ignore[arg-type]  # numba's integers
             if not coder.registers[_ENCODING]:
                 v[i, j] = value
             if value:

@@ -68,7 +68,7 @@ class Scales(NamedTuple):
 def fits(matrix: NDArray[np.int32]) -> bool:
     """Whether `encode` takes a matrix, and may gain by it: it has enough integers, most of them other than zero, none too large."""
     enough = matrix.size >= _LEAST and 2 * np.count_nonzero(matrix) >= matrix.size
-    return enough and int(matrix.min()) >= -LARGEST and int(matrix.max()) <= LARGEST
+    return bool(enough and int(matrix.min()) >= -LARGEST and int(matrix.max()) <= LARGEST)
 
 
 def encode(matrix: NDArray[np.int32]) -> bytes:
@@ -185,7 +185,7 @@ def _classes(matrix: NDArray[np.int32], mean: int, by_row: int, by_column: int) 
         total, part = 0, 0
         for j in range(columns):
             if j < _EVERY or j % _EVERY == 0:
-                part = by_row * _relative(total, j, mean) >> 2
+                part = by_row * _relative(total, j, mean) >> 2  # type: ignore[arg-type]  # numba's integers
             classes[i, j] = min(max(parts[j] + part, 0) >> 2, _HIGHEST)
             magnitude = abs(np.int64(matrix[i, j]))
             total += magnitude
@@ -239,8 +239,8 @@ def _shape(matrix: NDArray[np.int32], classes: NDArray[np.int16], scales: Scales
             value, scale = np.int64(matrix[i, j]), scales.lowest + classes[i, j]
             if abs(value) > scales.most:
                 continue
-            low = _position(abs(2 * value - 1), scale) * (1 if value > 0 else -1) + (BUCKETS << 8)
-            high = _position(abs(2 * value + 1), scale) * (1 if value >= 0 else -1) + (BUCKETS << 8)
+            low = _position(abs(2 * value - 1), scale) * (1 if value > 0 else -1) + (BUCKETS << 8)  # type: ignore[arg-type]  # numba's integers
+            high = _position(abs(2 * value + 1), scale) * (1 if value >= 0 else -1) + (BUCKETS << 8)  # type: ignore[arg-type]  # numba's integers
             low, high = min(low, (BUCKETS << 9) - 1), max(high, low + 1)
             for n in range(low >> 8, min((high + 255) >> 8, 2 * BUCKETS)):
                 found[n] += (min(high, (n + 1) << 8) - max(low, n << 8)) / (high - low)
@@ -334,7 +334,7 @@ def _decode(
         total, part = 0, 0
         for j in range(columns):
             if j < _EVERY or j % _EVERY == 0:
-                part = scales.by_row * _relative(total, j, scales.mean) >> 2
+                part = scales.by_row * _relative(total, j, scales.mean) >> 2  # type: ignore[arg-type]  # numba's integers
             c = min(max(min(max(parts[j] + part, 0) >> 2, _HIGHEST) - scales.lowest, 0), last)
             state = states[lane]
             slot = state & np.uint64(_WHOLE - 1)

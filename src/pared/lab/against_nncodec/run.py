@@ -86,7 +86,7 @@ def figures(rows: Sequence[Row]) -> tuple[tuple[str, ...], ...]:
     """A line for each set: weights, bytes of each way to store them, and seconds of the two."""
     ways = {"pared": ".pared", "nncodec": "nncodec", "entropy": "entropy", "huffman": "Huffman", "zstandard": "zstd -19"}
     head = ("bytes", "weights", *ways.values(), "pared decodes, s", "nncodec decodes, s")
-    lines = [head]
+    lines: list[tuple[str, ...]] = [head]
     for row in rows:
         sizes = (f"{row[way]['bytes']:,}" for way in ways)
         times = (f"{row[way]['decode_seconds']:.3f}" for way in ("pared", "nncodec"))
