@@ -26,7 +26,9 @@ def test_the_verdict_needs_three_percent_and_a_fifth_of_the_time() -> None:
     assert EXPERIMENT.verdict([row("a", 97, 100, (1, 5))]).outcome == "reproduced"
     assert EXPERIMENT.verdict([row("a", 98, 100, (1, 5))]).outcome == "partly reproduced"
     assert EXPERIMENT.verdict([row("a", 97, 100, (1, 4.9))]).outcome == "partly reproduced"
-    assert EXPERIMENT.verdict([row("a", 98, 100, (1, 4), same=False)]).outcome == "did not reproduce"
+    assert EXPERIMENT.verdict([row("a", 98, 100, (1, 4))]).outcome == "did not reproduce"
+    lost = EXPERIMENT.verdict([row("a", 97, 100, (1, 5), same=False)])
+    assert (lost.outcome, lost.text) == ("did not reproduce", "Not every integer came back from both: a.")
     found = EXPERIMENT.verdict([row("a", 97, 100, (1, 5)), row("b", 110, 100, (1, 5))])
     assert "b: -10.0 % smaller, which is 3 % or more: no." in found.text
     assert found.figures[1][:4] == ("a", "9", "97", "100")

@@ -72,13 +72,15 @@ class AgainstNncodec:
                     yield {"key": key, "set": name, "seed": seed, **measured(tensors, out, self.python, self.repeats)}
 
     def verdict(self, rows: Sequence[Row]) -> Verdict:
-        """Every set has to be smaller and faster, and every integer has to come back from both."""
+        """Every set has to be smaller and faster; where an integer didn't come back from one of both, nothing is compared."""
         claims = {}
         for row in rows:
             size, speed = row["pared"]["bytes"] / row["nncodec"]["bytes"], row["nncodec"]["decode_seconds"] / row["pared"]["decode_seconds"]
             claims[f"{row['set']}: {100 * (1 - size):.1f} % smaller, which is 3 % or more"] = size <= SMALLER
             claims[f"{row['set']}: decoded {speed:.1f} times faster, which is 5 times or more"] = speed >= FASTER
-        claims["every integer came back from both"] = all(row["pared"]["same"] and row["nncodec"]["same"] for row in rows)
+        lost = [row["set"] for row in rows if not (row["pared"]["same"] and row["nncodec"]["same"])]
+        if lost:
+            return Verdict("did not reproduce", f"Not every integer came back from both: {', '.join(lost)}.", figures(rows))
         return judged(claims, figures(rows))
 
 
