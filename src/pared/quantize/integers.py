@@ -62,7 +62,7 @@ class Integers:
 
     >>> batches = [(torch.randn(8, 4), torch.zeros(8, dtype=torch.long))]
     >>> small = Integers(weights=2, activations=2, first_and_last=None)(nn.Linear(4, 2), Task(batches, batches, batches))
-    >>> small.weight.dtype, bool((small.weight.abs() <= 1).all())
+    >>> small.weight.dtype, len(small.weight.unique()) <= 3
     (torch.int8, True)
     """
 

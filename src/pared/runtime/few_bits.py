@@ -46,7 +46,7 @@ def pack_weight(weight: NDArray[np.float32]) -> Packed | None:
 
     >>> weight = np.float32(0.1) * np.array([[-2, 1, 0, 1]], np.float32)
     >>> packed = pack_weight(weight)
-    >>> packed.bits, packed.block, packed.integers[0, 0, 0] == 0 + (3 << 2) + (2 << 4) + (3 << 6), packed.zero_points
+    >>> packed.bits, packed.block, int(packed.integers[0, 0, 0]) == 0 + (3 << 2) + (2 << 4) + (3 << 6), packed.zero_points
     (2, 128, True, None)
     >>> pack_weight(np.array([[1.0, np.pi, np.e]], np.float32)) is None
     True
