@@ -285,6 +285,7 @@ def test_every_method_has_a_name_of_its_own() -> None:
         "distill.teach",
         "quantize.int8",
         "quantize.bits",
+        "quantize.integers",
         "quantize.rounding",
         "quantize.clusters",
         "architecture.low_rank",
