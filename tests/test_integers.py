@@ -243,6 +243,28 @@ def test_small_integers_fill_the_byte() -> None:
     assert unchanged.tolist() == [[63]]
 
 
+class Twice(nn.Module):
+    """A layer that is called twice, on values of different ranges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again, self.out = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.again(torch.relu(self.again(torch.relu(self.first(x)))))))
+
+
+def test_a_shared_bias_is_rounded_for_each_layer_that_reads_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(16, 6)
+    small = Integers(weights=2, activations=3)(Twice().eval(), task_of(x))
+    with torch.no_grad():
+        expected = small(x).numpy()
+    found = Engine(export(small, x[:2], tmp_path / "twice.onnx")).run(x.numpy())[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert len([name for name, _ in small.named_parameters() if name.startswith("again.bias")]) == 2
+
+
 def test_errors_are_clear() -> None:
     with pytest.raises(SettingsError) as caught:
         Integers(weights=1, activations=9, method="lsq2", first_and_last=1, calibration=0, reduce_range=2, skip=(3,))  # type: ignore[arg-type]
