@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.nn import functional
 from pared.graph import Staged
 from pared.quantize import Int8
 from pared.runtime import Engine, export
+from pared.training import Task
 from test_int8 import operators, task_of
 
 
@@ -296,3 +298,19 @@ def test_staged_networks_are_done_part_by_part() -> None:
     with torch.no_grad():
         for before, after in zip(model(x), small(x), strict=True):
             assert 0 < float((before - after).norm() / before.norm()) < 0.04
+
+
+def test_zero_padding_is_part_of_the_convolution_behind_it(tmp_path: Path) -> None:
+    """Networks that come from TensorFlow pad one side more than the other, which PyTorch's convolutions can't."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.ZeroPad2d((0, 1, 1, 2)), nn.Conv2d(8, 8, 3, 2, padding=1, groups=8), nn.ReLU()]
+    network, x = nn.Sequential(*layers, nn.ConstantPad2d(1, 0.5), nn.Conv2d(8, 4, 1)).eval(), torch.randn(4, 3, 9, 9)
+    batches = [(x, torch.zeros(4, dtype=torch.long))]
+    small = Int8()(network, Task(batches, batches, batches))
+    file = export(small, x, tmp_path / "pad.onnx")
+    nodes = onnx.load(file).graph.node
+    assert [node.op_type for node in nodes].count("Pad") == 1  # that with another value than 0 stays
+    pads = [list(attribute.ints) for node in nodes if node.op_type == "Conv" for attribute in node.attribute if attribute.name == "pads"]
+    assert pads == [[2, 1, 3, 2]]  # above, left, below, right
+    with torch.no_grad():
+        np.testing.assert_allclose(Engine(file).run(x.numpy())[0], small(x).numpy(), atol=1e-6)

@@ -29,6 +29,7 @@ def rows(nearest: float = 0.3, agreement: float = 0.96, int8_ms: float = 1.0) ->
         name: {"agreement": share, "bytes": 5}
         for name, share in (("pared, int8", 0.9), ("pared, rounding and int8", agreement), ("nncf", 0.95))
     }
+    arms["torchao"] = {"agreement": 1.0, "layers": 0}  # left everything in float, so it isn't compared
     return [
         {"key": "convolutions", "net": "convolutions", "seed": 0, "ms": {"64": {"float": 2.0, "int8": int8_ms}}},
         small("lenet5", 0, 10.05, [layer]),

@@ -44,7 +44,7 @@ class Integers:
     float activations, linear layers of 4 and 2 bits do have a kernel of their own: see `Bits`.
 
     Args:
-        weights: bits of weights, -(2^(bits-1) - 1) … 2^(bits-1) - 1. With "dorefa" and "pact" the 2^bits odd numbers.
+        weights: bits of weights, -2^(bits-1) … 2^(bits-1) - 1. With "dorefa" and "pact" the 2^bits odd numbers.
         activations: bits of what layers read.
         method: "lsq" trains the steps of weights and activations, mostly best; "pact" trains the limits of activations (Choi et al. 2018,
             1805.06085) on DoReFa's weights, as in the paper; "dorefa" (Zhou et al. 2016, 1606.06160) trains neither. Values that may be
@@ -62,7 +62,7 @@ class Integers:
 
     >>> batches = [(torch.randn(8, 4), torch.zeros(8, dtype=torch.long))]
     >>> small = Integers(weights=2, activations=2, first_and_last=None)(nn.Linear(4, 2), Task(batches, batches, batches))
-    >>> small.weight.dtype, len(small.weight.unique()) <= 3
+    >>> small.weight.dtype, len(small.weight.unique()) <= 4
     (torch.int8, True)
     """
 
@@ -147,7 +147,8 @@ class Integers:
         if self.method != "lsq":
             return DoReFaGrid(bits, weight)
         blocks = Blocks("channel")
-        return LearnedGrid(find_grid(blocks.split(weight), bits), blocks, weight)
+        grid = find_grid(blocks.split(weight), bits)
+        return LearnedGrid(grid._replace(lowest=grid.lowest - 1), blocks, weight)  # the paper's: with 2 bits one more of three integers
 
     def _quantizer(self, affine: Affine) -> StepGrid | LimitGrid:
         if self.method != "lsq" and affine.zero_point == 0:

@@ -41,6 +41,7 @@ _PASSING = MAX_POOLS | frozenset(
     {aten.view, aten.reshape, aten.flatten, aten.unflatten, aten.transpose, aten.permute, aten.squeeze, aten.unsqueeze, aten.slice}
     | {aten.contiguous, aten.dropout, aten.detach, aten.alias, aten.clone, aten.pixel_shuffle, aten.channel_shuffle, aten.select}
 )
+_PADS = frozenset({aten.pad, aten.constant_pad_nd})
 _SPLITS = frozenset({aten.chunk, aten.split, aten.split_with_sizes})
 _INSIDE = (Kind.ARITHMETIC, Kind.PASSING, Kind.SPLIT, Kind.CLIP)
 
@@ -140,7 +141,9 @@ def _kind(node: fx.Node) -> Kind:
         return Kind.ARITHMETIC if isinstance(parts, list | tuple) and _are_activations(parts) else Kind.OTHER
     if (target is aten.mean and not argument(node, 2, False)) or (target is aten.hardtanh and argument(node, 1, -1.0) != 0):
         return Kind.OTHER  # engines have an integer kernel for global average pools only, and fuse no clip that starts below 0
-    for kind, targets in ((Kind.ARITHMETIC, _UNARY), (Kind.CLIP, _CLIPS), (Kind.PASSING, _PASSING), (Kind.SPLIT, _SPLITS)):
+    if target in _PADS and (argument(node, 2, "constant") not in ("constant", 0) or argument(node, 3, 0) not in (0, None)):
+        return Kind.OTHER  # only what is padded with zeros stays on its grid
+    for kind, targets in ((Kind.ARITHMETIC, _UNARY), (Kind.CLIP, _CLIPS), (Kind.PASSING, _PASSING | _PADS), (Kind.SPLIT, _SPLITS)):
         if target in targets:
             return kind if _are_activations(node.args[:1]) else Kind.OTHER
     if node.op == "call_function" and node.target is operator.getitem:

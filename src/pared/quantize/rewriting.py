@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pared.graph.fold import argument, packet, place, read, rebuilt
+from pared.graph.fold import argument, packet, place, read, readers, rebuilt
 from pared.quantize.affine import ACTIVATION_LEVELS, Affine, quantize_weight
 from pared.quantize.placement import Placement
 from pared.quantize.points import Point, Points, insert_quantizers
@@ -123,9 +123,13 @@ class _Writer:
         scale = read(self.module, str(weight_node.args[1].target)) * torch.tensor(input_scale, dtype=torch.float32)  # type: ignore[union-attr]
         integers = torch.round(bias.detach().double() / scale.double())
         if not stored:
-            if len(source.users) == 1:
-                with torch.no_grad():
-                    bias.copy_(integers * scale.double())
+            rounded = nn.Parameter((integers * scale.double()).to(bias.dtype), bias.requires_grad)
+            several = len(readers(self.module, bias)) > 1  # each reader has steps of its own
+            path = _free(self.module, str(source.target)) if several else str(source.target)
+            if several:
+                layer.args = (*layer.args[:2], self.buffer(path, rounded), *layer.args[3:])
+            else:
+                place(self.module, path, rounded)
             return
         integers = integers.to(torch.int32)
         shared = len(source.users) > 1
@@ -134,7 +138,7 @@ class _Writer:
         scale_node = self.buffer(_free(self.module, f"{path}_scale"), scale)
         with self.graph.inserting_before(layer):
             node = self.graph.call_function(torch.ops.pared.dequantize.default, (integer_node, scale_node, None, 0))
-        layer.args = (*layer.args[:2], node)
+        layer.args = (*layer.args[:2], node, *layer.args[3:])
 
     def _least_scale(self, layer: fx.Node, input_scale: float) -> Tensor | None:
         """Weight scales below this would make the integer bias overflow 32 bits."""

@@ -11,6 +11,8 @@ import onnx_ir as ir
 from onnx_ir.passes import Sequential
 from onnx_ir.passes import common as passes
 
+from pared.runtime.pads import fold_pad
+
 _ONES, _ZEROS = "ones", "zeros"
 # what a missing attribute means where the operator's schema says so only in words
 _WORDED_DEFAULTS = {"dilations": _ONES, "strides": _ONES, "pads": _ZEROS}
@@ -21,11 +23,13 @@ def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return `model` without metadata, dead and repeated parts, with short names and attributes in one order.
 
     Inputs are named input, input_1, …, outputs output, output_1, …, all else a, b, …, in the order of first appearance; a symbolic
-    first axis is named batch. Means over all positions become GlobalAveragePool, which engines compute faster and also in int8.
+    first axis is named batch. Means over all positions become GlobalAveragePool, which engines compute faster and also in int8, and
+    zero padding becomes part of the convolution behind it.
     """
     graph = ir.from_proto(model)
     for node in list(graph.graph.all_nodes()):
         _global_average_pool(node)
+        fold_pad(node)
     tidy = Sequential(
         passes.ClearMetadataAndDocStringPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),

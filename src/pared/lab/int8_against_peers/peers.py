@@ -82,6 +82,8 @@ def by_nncf(original: Path, batches: Sequence[Tensor], file: Path) -> Path:
 def by_torchao(network: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
     """torchao's pt2e quantization for x86 (reduced range), as its reference graph in PyTorch: simulated, not its kernels.
 
+    It recognises layers by their class and leaves what it doesn't recognise in float, see `quantized_convolutions`.
+
     Raises:
         ModelError: if torchao isn't installed.
     """
@@ -104,6 +106,12 @@ def by_torchao(network: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
         for batch in batches:
             observed(batch)
         return convert_pt2e(observed)
+
+
+def quantized_convolutions(graph: Any) -> int:
+    """How many convolutions of a graph by torchao have an int8 weight."""
+    nodes = [node for node in graph.graph.nodes if "conv2d" in str(node.target)]
+    return sum("dequantize" in str(node.args[1].target) for node in nodes)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pared.core.seeds import seed_everything
 from pared.lab.int8_against_peers.cpu_time import cpu_milliseconds
-from pared.lab.int8_against_peers.peers import by_nncf, by_onnxruntime, by_torchao, top_one, versions
+from pared.lab.int8_against_peers.peers import by_nncf, by_onnxruntime, by_torchao, quantized_convolutions, top_one, versions
 from pared.lab.repair_without_labels.networks import Sizes, efficientnet
 from pared.prune.targets import deploy
 from pared.quantize import Int8, Rounding
@@ -61,7 +61,7 @@ def measure(seed: int, calibration: int, rounding: int, evaluation: int, folder:
     seconds = time.process_time() - begin
     with torch.no_grad():
         scores = torch.cat([simulated(*task.prepare(part)) for part in crops.split(BATCH)])
-    arms["torchao"] = {"agreement": agreement(scores.numpy(), expected), "seconds": seconds}
+    arms["torchao"] = {"agreement": agreement(scores.numpy(), expected), "seconds": seconds, "layers": quantized_convolutions(simulated)}
     times = cpu_milliseconds(files, (crops[:1],), calls=30)
     for name, each in times.items():
         arms.setdefault(name, {"bytes": original.stat().st_size})["ms"] = each

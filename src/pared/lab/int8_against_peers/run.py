@@ -35,9 +35,9 @@ class Int8AgainstPeers:
     )
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    epochs: int = 4
-    tune: int = 4
-    samples: int = 15_000
+    epochs: int = 5
+    tune: int = 3
+    samples: int = 20_000
     calibration: int = 128
     rounding: int = 16
     evaluation: int = 256

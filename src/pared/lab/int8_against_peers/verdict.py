@@ -48,7 +48,8 @@ def _of_few_bits(row: Row) -> dict[str, bool]:
 def _of_photos(row: Row) -> dict[str, bool]:
     if "arms" not in row:
         return {}
-    shares = {name: arm["agreement"] for name, arm in row["arms"].items() if "agreement" in arm}
+    # a tool that left the convolutions in float didn't make the network int8
+    shares = {name: arm["agreement"] for name, arm in row["arms"].items() if "agreement" in arm and arm.get("layers") != 0}
     ours = max(share for name, share in shares.items() if name.startswith("pared"))
     best = max((share, name) for name, share in shares.items() if not name.startswith("pared"))
     return {
@@ -95,4 +96,5 @@ def _share(arm: dict[str, Any]) -> str:
 
 def _cost(arm: dict[str, Any]) -> str:
     size = f"{arm['bytes']:,.0f} bytes" if "bytes" in arm else "simulated, no file"
+    size += f", {arm['layers']:.0f} of 49 convolutions in int8" if "layers" in arm else ""
     return f"{size}, {arm['ms']:.1f} ms" if "ms" in arm else size
