@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import DisjointSet
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from pared.graph.analysis_pass import AnalysisPass, Producer
 
@@ -178,24 +180,48 @@ def _regular(grid: Grid, removed: set[int]) -> bool:
 def build_classes(first: AnalysisPass, root: NDArray[np.int64], frozen: NDArray[np.bool_]) -> tuple[CutClass, ...]:
     """Group neurons by the producers and grids they share."""
     produced = [(producer, root[producer.atoms]) for producer in first.producers]
-    neurons = {int(neuron) for _, roots in produced for neuron in roots if not frozen[neuron]}
-    together: DisjointSet = DisjointSet(neurons)
+    free = np.zeros(len(root), dtype=bool)
     for _, roots in produced:
-        _merge(together, [int(neuron) for neuron in roots if not frozen[neuron]])
+        free[roots] = True
+    free &= ~frozen
     systems = _systems(first, root)
-    for system in systems:
-        _merge(together, [neuron for neuron in sorted(system.members) if neuron in neurons])
-    classes = []
-    for subset in together.subsets():
-        makers = tuple(producer for producer, roots in produced if not subset.isdisjoint(roots.tolist()))
-        grids = tuple(system for system in systems if not system.members.isdisjoint(subset))
-        in_grid = {neuron for grid in grids for neuron in grid.members}
-        order = dict.fromkeys(int(neuron) for maker in makers for neuron in root[maker.atoms] if int(neuron) in subset)
-        stuck = len({int(neuron) for maker in makers for neuron in root[maker.atoms] if frozen[neuron]})
-        free = tuple(neuron for neuron in order if neuron not in in_grid)
-        if len(order) > 1:
-            classes.append(CutClass(makers, tuple(order), free, grids, stuck))
-    return tuple(sorted(classes, key=lambda found: min(found.neurons)))
+    members = [np.array(sorted(system.members), dtype=np.int64) for system in systems]
+    label = _components(len(root), [group[free[group]] for group in (*(roots for _, roots in produced), *members)])
+    makers: dict[int, list[tuple[Producer, NDArray[np.int64]]]] = {}
+    for producer, roots in produced:
+        for found in label[roots[free[roots]][:1]].tolist():
+            makers.setdefault(found, []).append((producer, roots))
+    grids: dict[int, list[tuple[Grid, NDArray[np.int64]]]] = {}
+    for system, inside in zip(systems, members, strict=True):
+        for found in label[inside[free[inside]][:1]].tolist():
+            grids.setdefault(found, []).append((system, inside))
+    classes = [_class_of(made, grids.get(found, []), free, frozen) for found, made in makers.items()]
+    return tuple(sorted((found for found in classes if len(found.neurons) > 1), key=lambda found: min(found.neurons)))
+
+
+def _class_of(
+    makers: list[tuple[Producer, NDArray[np.int64]]],
+    grids: list[tuple[Grid, NDArray[np.int64]]],
+    free: NDArray[np.bool_],
+    frozen: NDArray[np.bool_],
+) -> CutClass:
+    roots = np.concatenate([roots for _, roots in makers])
+    order = np.fromiter(dict.fromkeys(roots[free[roots]].tolist()), dtype=np.int64)
+    in_grid = np.isin(order, np.concatenate([inside for _, inside in grids])) if grids else np.zeros(len(order), dtype=bool)
+    stuck = len(np.unique(roots[frozen[roots]]))
+    parts = tuple(producer for producer, _ in makers), tuple(order.tolist()), tuple(order[~in_grid].tolist())
+    return CutClass(*parts, tuple(grid for grid, _ in grids), stuck)
+
+
+def _components(count: int, groups: list[NDArray[np.int64]]) -> NDArray[np.int32]:
+    """A number for every one of `count` neurons, the same for those that a chain of groups connects."""
+    groups = [group for group in groups if len(group) > 1]
+    if not groups:
+        return np.arange(count, dtype=np.int32)
+    ends = np.concatenate([group[1:] for group in groups])
+    starts = np.repeat([group[0] for group in groups], [len(group) - 1 for group in groups])
+    edges = coo_array((np.ones(len(ends), dtype=np.int8), (starts, ends)), shape=(count, count))
+    return connected_components(edges, directed=False)[1]
 
 
 def _merge(together: DisjointSet, members: list[int]) -> None:

@@ -87,17 +87,18 @@ def trace(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     size = batch_size(inputs)
     if size is None or not all(isinstance(x, Tensor) for x in inputs):
         raise NotTraced("inputs are more than tensors with a batch")
-    (first, constants), (second, others) = (_run(model, batch) for batch in (inputs, one_sample_more(inputs)))
+    owned = list(_tensors(model))
+    (first, constants), (second, others) = (_run(model, batch, owned) for batch in (inputs, one_sample_more(inputs)))
     if len(constants) != len(others) or not all(map(_same, constants.values(), others.values())):
         raise NotTraced("a tensor comes from outside of the model")
     open_batch(first, second, size, next(number for number, x in enumerate(inputs) if x.dim() and len(x) == size))
-    tensors = dict(_tensors(model)) | constants
+    tensors = dict(owned) | constants
     return fx.GraphModule({str(node.target): tensors[str(node.target)] for node in first.nodes if node.op == "get_attr"}, first)
 
 
-def _run(model: nn.Module, inputs: Inputs) -> tuple[fx.Graph, dict[str, Tensor]]:
-    """One run, operator by operator; and tensors that it met which neither the model nor an operator made."""
-    recorder = _Recorder(model, inputs)
+def _run(model: nn.Module, inputs: Inputs, owned: list[tuple[str, Tensor]]) -> tuple[fx.Graph, dict[str, Tensor]]:
+    """One run, operator by operator; and tensors that it met which neither the model (`owned`) nor an operator made."""
+    recorder = _Recorder(model, inputs, owned)
     try:
         with _fast_paths_off(), torch.no_grad(), recorder.modules_noted(), enable_python_dispatcher(), recorder, _Watch():
             outputs = model(*inputs)
@@ -132,14 +133,14 @@ class _Watch(TorchFunctionMode):
 class _Recorder(ProxyTorchDispatchMode):
     """Notes every operator before autograd and decompositions see it; the same place in the dispatcher that `torch.export` records at."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs, owned: list[tuple[str, Tensor]]) -> None:
         TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)
         self._mode_key = torch._C._TorchDispatchModeKey.PROXY
         self.graph = fx.Graph()
         self.known: dict[int, tuple[weakref.ref[Tensor], fx.Node, int | None]] = {}
         self.constants: dict[str, Tensor] = {}
-        self.owned = [tensor for _, tensor in _tensors(model)]
-        self.names = {id(tensor): name for name, tensor in _tensors(model)}
+        self.owned = [tensor for _, tensor in owned]
+        self.names = {id(tensor): name for name, tensor in owned}
         self.paths = {id(module): name for name, module in reversed(list(model.named_modules()))}
         self.stack: dict[str, tuple[str, str]] = {}
         self.regions = _autocast_regions()

@@ -19,7 +19,8 @@ def row_norms(rows: Tensor, order: float) -> Tensor:
     >>> row_norms(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), 2).tolist()
     [5.0, 0.0]
     """
-    return torch.linalg.vector_norm(rows.double(), ord=order, dim=1)
+    wide = torch.promote_types(rows.dtype, torch.float32)  # a cast to float64 would take longer than the norms of a network
+    return torch.linalg.vector_norm(rows.to(wide), ord=order, dim=1).double()
 
 
 @dataclass(frozen=True)
