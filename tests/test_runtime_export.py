@@ -55,6 +55,29 @@ def test_file_computes_what_the_model_computes_for_any_batch(tmp_path: Path) -> 
     np.testing.assert_allclose(Engine(file).run(x.numpy())[0], expected, atol=1e-5)
 
 
+class ClampedTwice(nn.Module):
+    """One value between several pairs of bounds, each of which is a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small = small()
+        for name, bound in (("low", -0.5), ("high", 0.5), ("lower", -0.75), ("higher", 0.25)):
+            self.register_buffer(name, torch.tensor(bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.small(x)
+        return torch.clamp(x, self.low, self.high) - 2 * torch.clamp(x, self.lower, self.higher)
+
+
+def test_one_value_clamped_several_times(tmp_path: Path) -> None:
+    model = ClampedTwice().eval()
+    x = 3 * torch.randn(5, 1, 8, 8)
+    file = export(model, x[:2], tmp_path / "clamped.onnx")
+    with torch.no_grad():
+        np.testing.assert_allclose(Engine(file).run(x.numpy())[0], model(x).numpy(), atol=1e-5)
+    assert "BatchNormalization" not in {node.op_type for node in onnx.load(file).graph.node}
+
+
 def test_file_has_no_metadata_and_short_names(tmp_path: Path) -> None:
     model = small()
     proto = onnx.load(export(model, torch.rand(2, 1, 8, 8), tmp_path / "small.onnx"))

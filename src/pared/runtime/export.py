@@ -15,7 +15,10 @@ import numpy as np
 import onnx
 import onnx.compose
 import onnx.version_converter
+import onnx_ir as ir
 import torch
+from onnxscript import optimizer, rewriter
+from onnxscript.rewriter.rules import common
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -137,19 +140,36 @@ def _name(model: nn.Module) -> str:
 def _translate(model: nn.Module, inputs: tuple[Any, ...]) -> onnx.ModelProto:
     with training_mode(model, False), _quiet():
         program = _program(model, inputs)
-        try:
-            result = torch.onnx.export(
-                program,
-                dynamo=True,
-                external_data=False,
-                opset_version=OPSET,
-                verbose=False,
-                custom_translation_table=qdq.onnx_translations(),
-            )
-        except Exception as error:
-            raise CaptureError(_untranslated(model, program, error)) from error
+        proto = _written(model, program)
+        return proto if _complete(proto.graph) else _written(model, program, optimize=False)
+
+
+def _written(model: nn.Module, program: torch.export.ExportedProgram, *, optimize: bool = True) -> onnx.ModelProto:
+    """The program as ONNX. Not optimized by the exporter, it still has its constants folded, and its batch norms."""
+    try:
+        result = torch.onnx.export(
+            program,
+            dynamo=True,
+            external_data=False,
+            opset_version=OPSET,
+            verbose=False,
+            optimize=optimize,
+            custom_translation_table=qdq.onnx_translations(),
+        )
+    except Exception as error:
+        raise CaptureError(_untranslated(model, program, error)) from error
     assert result is not None
+    if not optimize:
+        optimizer.fold_constants_ir(result.model)
+        rules = common.fuse_batchnorm_into_conv_rule, common.fuse_batchnorm_into_conv_transpose_rule, common.fuse_batchnorm_into_gemm_rule
+        return ir.to_proto(rewriter.rewrite(result.model, rules))
     return result.model_proto
+
+
+def _complete(graph: onnx.GraphProto) -> bool:
+    """Whether something gives every value that is read: the optimizer calls all bounds alike that clip one value, and loses all but one."""
+    known = {value.name for value in (*graph.input, *graph.initializer)} | {name for node in graph.node for name in node.output}
+    return all(name in known for node in graph.node for name in node.input if name)
 
 
 def _program(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
