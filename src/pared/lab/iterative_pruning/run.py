@@ -45,8 +45,8 @@ class IterativePruning:
     )
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    epochs: Mapping[str, int] = field(default_factory=lambda: {"mnist-10k": 30})
-    tune: Mapping[str, int] = field(default_factory=lambda: {"mnist-10k": 6})
+    epochs: Mapping[str, int] = field(default_factory=lambda: {"fashion-mnist": 10, "mnist-10k": 30})
+    tune: Mapping[str, int] = field(default_factory=lambda: {"fashion-mnist": 5, "mnist-10k": 6})
     rounds: int = 5
     learning_rate: float = 1e-3
     decay: float = 1e-4

@@ -48,7 +48,8 @@ class NeuronActivity(BySeed):
     """Half of the hidden units go, once by activity and once by its opposite.
 
     Args:
-        epochs: of the dense network; 26 are as many steps as three epochs of all of MNIST.
+        data: a data set of drawings.
+        epochs: of the dense network.
         decay: weight decay in all trainings.
         rounds: in which the units go where there is tuning.
         tune: epochs after each round.
@@ -59,7 +60,8 @@ class NeuronActivity(BySeed):
     name: ClassVar[str] = "neuron_activity"
     claim: ClassVar[str] = "Units that are most often zero can go for little, units that seldom are cost much."
 
-    epochs: int = 26
+    data: str = "fashion-mnist"
+    epochs: int = 3
     decay: float = 1e-4
     rounds: int = 3
     tune: int = 5
@@ -68,6 +70,7 @@ class NeuronActivity(BySeed):
 
     def __post_init__(self) -> None:
         problems = Problems("lab.neuron_activity")
+        problems.check(self.data in ("fashion-mnist", "mnist-10k"), "data", "fashion-mnist or mnist-10k", self.data)
         problems.number("epochs", self.epochs, low=0, integer=True)
         problems.number("decay", self.decay, low=0)
         problems.number("rounds", self.rounds, low=1, integer=True)
@@ -79,7 +82,7 @@ class NeuronActivity(BySeed):
     def measure(self, seed: int) -> Row:
         """Test errors before and after tuning; and what removing never active units changes on the data they were counted on."""
         seed_everything(seed)
-        dense, task = lenet300(), undistorted("mnist-10k", seed)
+        dense, task = lenet300(), undistorted(self.data, seed)
         task.tune(dense, Train(epochs=self.epochs, weight_decay=self.decay))
         plan = Train(epochs=self.tune, weight_decay=self.decay)
         activity = Activity(samples=self.samples)
