@@ -18,7 +18,7 @@ class Int8AgainstPeers:
     """A row for every small network and seed, one for EfficientNet-Lite0, one for single convolutions.
 
     Args:
-        seeds: of resnet8: weights, samples, augmentation. The first is that of lenet5 and of the photos too.
+        seeds: of lenet5: weights, samples, augmentation. The first is that of resnet20 and of the photos too.
         epochs: of the float networks.
         tune: epochs of few bits.
         samples: training samples of both.
@@ -53,7 +53,7 @@ class Int8AgainstPeers:
 
     def keys(self) -> tuple[str, ...]:
         """The dear ones last."""
-        return ("convolutions", f"lenet5 seed {self.seeds[0]}", *(f"resnet8 seed {seed}" for seed in self.seeds), "efficientnet-lite0")
+        return ("convolutions", *(f"lenet5 seed {seed}" for seed in self.seeds), "efficientnet-lite0", f"resnet20 seed {self.seeds[0]}")
 
     def run(self, progress: Progress, out: Path, done: frozenset[str]) -> Iterator[Row]:
         """Measure what isn't done; deployed files are left in `out`."""

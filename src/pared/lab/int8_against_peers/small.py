@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pared import data
-from pared.architecture.nets import lenet5, resnet8
+from pared.architecture.nets import lenet5, resnet20
 from pared.core.layers import compressible, split_weight
 from pared.core.seeds import seed_everything
 from pared.graph.fold_layers import fold_layers
@@ -27,7 +27,7 @@ from pared.training import Task, Train
 from pared.training.layer_inputs import execution_order, layer_gram
 from pared.training.samples import first_inputs
 
-NETS: Mapping[str, Callable[..., nn.Module]] = {"lenet5": lenet5, "resnet8": resnet8}
+NETS: Mapping[str, Callable[..., nn.Module]] = {"lenet5": lenet5, "resnet20": resnet20}
 FEW_BITS = (("lsq", 4), ("lsq", 2), ("pact", 2), ("dorefa", 2))
 ROUNDED_BITS = (4, 3)
 
