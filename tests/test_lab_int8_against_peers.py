@@ -52,7 +52,7 @@ def test_all_parts_hold() -> None:
         ({"nearest": 0.2}, "(1 are not): no."),
         (
             {"agreement": 0.94},
-            "EfficientNet-Lite0 keeps 95 % of its answers (pared, rounding and int8: 94.0 %): no. no other tool's network keeps more (nncf: 95.0 %): no.",
+            "of its answers (pared, rounding and int8: 94.0 %): no. no other tool's network keeps more (nncf: 95.0 %): no.",
         ),
         ({"int8_ms": 1.5}, "(1.33 times): no."),
     ],
