@@ -355,11 +355,16 @@ def tensor(source: Bytes, dtype: str, shape: tuple[int, ...]) -> bytes:
         entries, centre = source.number(), source.number()
         table = [source.take(size) for _ in range(entries)]
         return b"".join(table[k + centre] for k in integers(source, rows, columns, coding))
-    steps = np.frombuffer(source.take(size * {0: 1, 1: rows, 2: columns}[(what - 6) % 3]), kind)
+    length = source.number() if what > 11 else max(columns, 1)
+    groups = -(-columns // length)
+    layout = {0: 1, 1: rows, 2: columns, 3: rows * groups}
+    order = (what - 6) % 3 if what < 12 else 3
+    steps = np.frombuffer(source.take(size * layout[order]), kind)
     found = []
     for place, k in enumerate(integers(source, rows, columns, coding)):
-        step = steps[{0: 0, 1: place // columns, 2: place % columns}[(what - 6) % 3]]
-        minus = what > 8 and k < 0
+        row, column = divmod(place, columns)
+        step = steps[{0: 0, 1: row, 2: column, 3: row * groups + column // length}[order]]
+        minus = (8 < what < 12 or what == 13) and k < 0
         found.append(-(kind.type(-k - 1) * step) if minus else kind.type(k) * step)
     return np.array(found, kind).tobytes()
 

@@ -229,6 +229,25 @@ def test_no_step_for_what_lies_on_no_grid() -> None:
     assert grids.find_step(np.zeros(3)) == 1
 
 
+@given(st.integers(0, 2**32), st.sampled_from(["f2", "f4", "f8"]))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_steps_of_many_lines_are_those_of_each(seed: int, dtype: str) -> None:
+    rng = np.random.default_rng(seed)
+    lines = rng.integers(-9, 10, (rng.integers(1, 20), rng.integers(1, 60)))
+    lines = lines.astype(dtype) * rng.random((len(lines), 1)).astype(dtype)
+    if seed % 3 == 0:
+        lines[-1, -1] = rng.random()
+    found, each = grids.find_steps(lines), [grids.find_step(line) for line in lines]
+    assert (None in each) if found is None else (found.tolist() == each)
+
+
+def test_groups_of_no_entries_and_too_long_ones_are_refused() -> None:
+    layout = Layout(ELEMENTS["float32"], (3, 5))
+    for length in (0, 6):
+        with pytest.raises(FileError, match="group"):
+            tensors.decode(Cursor(bytes([Kind.GRID_GROUPS, length]) + b"\0" * 60, "x"), layout)
+
+
 def test_numbers_are_ordered_by_value() -> None:
     found = np.array([-np.inf, -2, -0.0, 0.0, 1e-40, 3, np.inf], np.float32)
     keys = ordered(found.view(np.uint32), "float")
@@ -239,6 +258,7 @@ def cases() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     weight, small = rng.normal(size=(24, 40)).astype(np.float32), rng.integers(-7, 8, (24, 40))
     scale = rng.random((24, 1)).astype(np.float32)
+    scales = np.repeat(rng.random((24, 3)).astype(np.float32), 16, axis=1)[:, :40]  # groups of 16, 16 and 8
     return {
         "dense": weight, "half": weight.astype(np.float16), "double": weight.astype(np.float64), "one": np.array(2.5, np.float32),
         "none": np.zeros((0, 3), np.float32), "zeros": np.zeros((30, 30), np.float32), "same": np.full((30, 30), np.float32(0.3)),
@@ -247,7 +267,9 @@ def cases() -> dict[str, np.ndarray]:
         "rows": small.astype(np.float32) * scale, "columns": (small.astype(np.float32) * scale).T.copy(),
         "rounded rows": np.round(weight * 3) * scale, "table": np.sort(weight.reshape(-1)[:9])[small + 1], "int8": small.astype(np.int8),
         "halves": (small + 8).astype(np.uint8) * 16 + 5, "int64": np.arange(90) * 7, "extremes": np.array([2**63 - 1, -(2**63), 0] * 9),
-        "bool": weight > 1, "conv": (small.reshape(8, 4, 30) * np.float32(0.5)).reshape(8, 4, 5, 6),
+        "groups": small.astype(np.float32) * scales, "rounded groups": np.round(weight * 3) * scales,
+        "half groups": small.astype(np.float16) * scales.astype(np.float16), "bool": weight > 1,
+        "conv": (small.reshape(8, 4, 30) * np.float32(0.5)).reshape(8, 4, 5, 6),
     }  # fmt: skip
 
 
@@ -270,6 +292,7 @@ def test_every_tensor_comes_back_bit_for_bit(name: str, prefer: tensors.Prefer) 
     [
         ("zeros", Kind.GRID), ("grid", Kind.GRID), ("rounded", Kind.SIGNED_GRID), ("rows", Kind.GRID_ROWS), ("columns", Kind.GRID_COLUMNS),
         ("rounded rows", Kind.SIGNED_GRID_ROWS), ("table", Kind.TABLE), ("int8", Kind.INTEGERS), ("conv", Kind.GRID), ("one", Kind.RAW),
+        ("groups", Kind.GRID_GROUPS), ("rounded groups", Kind.SIGNED_GRID_GROUPS), ("half groups", Kind.GRID_GROUPS),
     ],
 )  # fmt: skip
 def test_what_a_tensor_is_seen_as(name: str, kind: Kind) -> None:

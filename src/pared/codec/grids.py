@@ -13,6 +13,7 @@ MOST_STEPS = 64
 _TILE = 1 << 19
 _PROBE = 1 << 12  # values that are looked at before all
 _MOST_MULTIPLE = (1 << 31) - 2
+_FIRST_LINES = 8  # that are looked at before all others
 _REACH = 4  # floats around the middle of the possible steps that are tried
 
 
@@ -49,6 +50,49 @@ def find_step(values: NDArray[np.floating]) -> float | None:
             if found is not None:
                 return found
     return None
+
+
+def find_steps(lines: NDArray[np.floating]) -> NDArray[np.floating] | None:
+    """`find_step` of every row of a matrix, or None if one has none; many rows at a time.
+
+    Args:
+        lines: shape (rows, columns), float16, float32 or float64.
+
+    >>> find_steps(np.array([[0.5, 1.5, 0], [0, 0, 0], [0.2, 0.1, 0.5]]))
+    array([0.5, 1. , 0.1])
+    """
+    found = np.ones(len(lines), lines.dtype)
+    high, row = _FIRST_LINES, 0
+    while row < len(lines):
+        part = np.ascontiguousarray(lines[row : row + high])
+        if not np.isfinite(part).all() or not _steps_of(np.abs(part), found[row : row + high]):
+            return None
+        row, high = row + len(part), max(_TILE // max(lines.shape[1], 1), 1)
+    return found
+
+
+def _steps_of(magnitudes: NDArray[np.floating], found: NDArray[np.floating]) -> bool:
+    """Write the step of every row of magnitudes into `found`, which is 1 for rows of zeros; False if a row has none."""
+    kind = magnitudes.dtype
+    digits = np.finfo(kind).nmant
+    rows = np.flatnonzero(magnitudes.any(1))
+    exact = magnitudes[rows].astype(np.float64)
+    smallest = np.where(exact > 0, exact, np.inf).min(1, initial=np.inf)
+    for divisor in range(1, MOST_STEPS + 1):
+        if len(rows) == 0:
+            return True
+        step = (smallest / divisor)[:, None]
+        multiples = np.rint(exact / step)
+        if (multiples.max(1) > 2.0 ** (digits - 1)).any():
+            return False
+        close = (np.abs(exact - multiples * step) <= exact * 2.0 ** (1 - digits)).all(1)
+        fit = np.flatnonzero(close)
+        steps = _refine_rows(magnitudes[rows[fit]], multiples[fit])
+        done = fit[steps > 0]
+        found[rows[done]] = steps[steps > 0]
+        left = np.delete(np.arange(len(rows)), done)
+        rows, exact, smallest = rows[left], exact[left], smallest[left]
+    return len(rows) == 0
 
 
 def multiples(values: NDArray[np.floating], step: NDArray[np.floating]) -> tuple[NDArray[np.int32], bool] | None:
@@ -111,15 +155,26 @@ def at(found: NDArray[np.integer], step: NDArray[np.floating], dtype: np.dtype, 
 
 def _refine(magnitudes: NDArray[np.floating], multiples: NDArray[np.float64]) -> float | None:
     """The float of the type of `magnitudes` that gives all of them, from the interval that every one of them leaves."""
+    step = float(_refine_rows(magnitudes[None], multiples[None])[0])
+    return step if step > 0 else None
+
+
+def _refine_rows(magnitudes: NDArray[np.floating], multiples: NDArray[np.float64]) -> NDArray[np.floating]:
+    """For every row the float that gives all magnitudes of it but zeros, 0 where there is none."""
     kind = magnitudes.dtype.type
     half = np.spacing(magnitudes).astype(np.float64) / 2
     exact = magnitudes.astype(np.float64)
-    low, high = float(((exact - half) / multiples).max()), float(((exact + half) / multiples).min())
-    candidate = kind((low + high) / 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low = np.where(multiples > 0, (exact - half) / multiples, 0).max(1, initial=0)
+        high = np.where(multiples > 0, (exact + half) / multiples, np.inf).min(1, initial=np.inf)
+    candidate = ((low + high) / 2).astype(magnitudes.dtype)
     for _ in range(_REACH):
         candidate = np.nextafter(candidate, kind(0))
+    found = np.zeros_like(candidate)
+    whole = multiples.astype(magnitudes.dtype)
     for _ in range(2 * _REACH + 1):
-        if candidate > 0 and np.array_equal(multiples.astype(kind) * candidate, magnitudes):
-            return float(candidate)
+        with np.errstate(over="ignore", invalid="ignore"):
+            fits = (whole * candidate[:, None] == magnitudes).all(1)
+        found = np.where(fits & (candidate > 0) & (found == 0), candidate, found)
         candidate = np.nextafter(candidate, kind(np.inf))
-    return None
+    return found

@@ -76,7 +76,7 @@ def coding_name(code: int) -> str:
     """
     kind, coding = Kind(code & 15), Coding(code >> 4)
     words = kind.name.lower().replace("_", " ").replace("signed grid", "grid with -0")
-    words = words.replace(" rows", " by rows").replace(" columns", " by columns")
+    words = words.replace(" rows", " by rows").replace(" columns", " by columns").replace(" groups", " by groups")
     if kind in (Kind.RAW, Kind.PLANES, Kind.ZSTD):
         return words
     return f"{words}, {'constant' if coding is Coding.ZERO else coding.name.lower().replace('_', ' ')}"

@@ -36,13 +36,17 @@ class Kind(IntEnum):
     SIGNED_GRID = 9
     SIGNED_GRID_ROWS = 10
     SIGNED_GRID_COLUMNS = 11
+    GRID_GROUPS = 12
+    SIGNED_GRID_GROUPS = 13
 
 
 _SIGNED: dict[Kind, Kind] = {  # with minus zeros
     Kind.GRID: Kind.SIGNED_GRID,
     Kind.GRID_ROWS: Kind.SIGNED_GRID_ROWS,
     Kind.GRID_COLUMNS: Kind.SIGNED_GRID_COLUMNS,
+    Kind.GRID_GROUPS: Kind.SIGNED_GRID_GROUPS,
 }
+_LENGTHS = (1024, 512, 256, 128, 64, 32, 16)  # of groups within rows; what has grids in groups has them in halves of groups
 
 
 @dataclass(frozen=True)
@@ -119,21 +123,34 @@ def _on_grids(values: NDArray[np.floating], shape: tuple[int, int]) -> Iterator[
     if step is not None:
         yield from _multiples(Kind.GRID, matrix, np.array(step, values.dtype))
         return
+    on_lines = False
     for kind, axis in ((Kind.GRID_ROWS, 1), (Kind.GRID_COLUMNS, 0)):
         lines = matrix if axis == 1 else matrix.T
-        if min(shape) > 1 and (steps := _steps(lines)) is not None:
-            yield from _multiples(kind, matrix, np.expand_dims(np.array(steps, values.dtype), axis))
+        if min(shape) > 1 and (steps := grids.find_steps(lines)) is not None:
+            on_lines = True
+            yield from _multiples(kind, matrix, np.expand_dims(steps, axis))
+    if not on_lines:
+        yield from _in_groups(matrix)
 
 
-def _steps(lines: NDArray[np.floating]) -> list[float] | None:
-    """The step of every line's grid, or None as soon as a line has none."""
-    found: list[float] = []
-    for line in lines:
-        step = grids.find_step(line)
-        if step is None:
-            return None
-        found.append(step)
-    return found
+def _in_groups(matrix: NDArray[np.floating]) -> Iterator[Meaning]:
+    """On grids of groups of consecutive entries of a row, if there are any: of the longest length that all rows have grids for."""
+    rows, columns = matrix.shape
+    for length in _LENGTHS:
+        if length >= columns or (steps := grids.find_steps(_groups(matrix, length))) is None:
+            continue
+        steps = steps.reshape(rows, -1)
+        for meaning in _multiples(Kind.GRID_GROUPS, matrix, np.repeat(steps, length, axis=1)[:, :columns]):
+            yield Meaning(meaning.kind, number(length) + steps.tobytes(), meaning.matrix)
+        return
+
+
+def _groups(matrix: NDArray[np.floating], length: int) -> NDArray[np.floating]:
+    """Groups of every row as lines of a matrix; the last of a row is filled up with zeros, which lie on every grid."""
+    columns = matrix.shape[1]
+    if columns % length == 0:
+        return matrix.reshape(-1, length)
+    return np.pad(matrix, ((0, 0), (0, -columns % length))).reshape(-1, length)
 
 
 def _multiples(kind: Kind, matrix: NDArray[np.floating], steps: NDArray[np.floating]) -> Iterator[Meaning]:
@@ -185,11 +202,13 @@ class Head:
         kind: what the integers stand for.
         values: an offset, the table or the steps.
         centre: of a table: the rank that 0 stands for.
+        length: of groups: entries of each.
     """
 
     kind: Kind
     values: NDArray[np.generic]
     centre: int = 0
+    length: int = 0
 
 
 def read_head(cursor: Cursor, kind: Kind, layout: Layout) -> Head:
@@ -207,10 +226,15 @@ def read_head(cursor: Cursor, kind: Kind, layout: Layout) -> Head:
         count = cursor.number("the size of a table", MOST_VALUES)
         centre = cursor.number("the place of zero", max(count - 1, 0))
         return Head(kind, np.frombuffer(cursor.take(count * element.size, "a table of values"), element.bits), centre)
-    for plain, count in zip(_SIGNED, (1, rows, columns), strict=True):
+    for plain, count in zip(_SIGNED, (1, rows, columns, 0), strict=True):
         if element.family != "float" or kind not in (plain, _SIGNED[plain]):
             continue
-        return Head(kind, np.frombuffer(cursor.take(count * element.size, "the steps of a grid"), element.dtype))
+        length = cursor.number("the length of a group", max(columns, 1)) if plain is Kind.GRID_GROUPS else 0
+        if plain is Kind.GRID_GROUPS:
+            if length == 0:
+                raise cursor.error("groups of a grid have no entries")
+            count = rows * -(-columns // length)
+        return Head(kind, np.frombuffer(cursor.take(count * element.size, "the steps of a grid"), element.dtype), length=length)
     raise cursor.error(f"a tensor of {element.name} can't be stored as {kind.name}")
 
 
@@ -248,6 +272,9 @@ def _part(head: Head, part: NDArray[np.int32], rows: slice, columns: slice, layo
         steps = head.values[rows, None]
     elif head.kind in (Kind.GRID_COLUMNS, Kind.SIGNED_GRID_COLUMNS):
         steps = head.values[columns]
+    elif head.length:
+        by_row = head.values.reshape(layout.matrix[0], -1)
+        steps = by_row[rows][:, np.arange(columns.start, min(columns.stop, layout.matrix[1])) // head.length]
     signed = head.kind in _SIGNED.values()
     return grids.at(part, steps, np.dtype(layout.element.dtype), signed=signed).view(bits)  # pyright: ignore[reportArgumentType]
 
