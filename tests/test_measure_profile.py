@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pared import codec
 from pared.core.errors import DataError, ModelError
 from pared.measure import AdaptsToInput, Latency, file_metric, profile, sample_inputs
 from pared.runtime import export
@@ -94,6 +95,7 @@ def test_profile_is_schema_1(tmp_path: Path) -> None:
         "macs": 45,
         "file_bytes": file.stat().st_size,
         "wire_bytes": (tmp_path / "small.pared").stat().st_size,
+        "program_bytes": codec.inspect(tmp_path / "small.pared").program,
         "latency_ms": {"median": 1.5, "p90": 2.0, "batch": 1, "threads": 1, "engine": "onnxruntime 1"},
         "metric": {"name": Accuracy().name, "value": file_metric(file, task, "test"), "split": "test", "file": "small.onnx"},
     }

@@ -28,6 +28,7 @@ def profile(numbers: tuple[int, int, int, float, float], split: str = "test", fi
         "macs": macs,
         "file_bytes": file_bytes,
         "wire_bytes": file_bytes * 9 // 10,
+        "program_bytes": 700,
         "latency_ms": {"median": median, "p90": 1.1 * median, "batch": 1, "threads": 1, "engine": "onnxruntime"},
         "metric": {"name": "accuracy", "value": accuracy, "split": split, "file": file},
     }

@@ -24,6 +24,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from pared import codec
 from pared.core.errors import DataError, ModelError, RunError, SettingsError, WeightsError
 from pared.core.method import Recipe
 from pared.core.units import Bytes, Ratio
@@ -122,6 +123,7 @@ PROFILE = {
     "macs": None,
     "file_bytes": None,
     "wire_bytes": None,
+    "program_bytes": None,
     "latency_ms": dict.fromkeys(["median", "p90", "batch", "threads", "engine"]),
     "metric": dict.fromkeys(["name", "value", "split", "file"]),
 }
@@ -151,6 +153,7 @@ def test_numbers_are_those_of_the_files(finished: Path) -> None:
     for name, file in (("original", "original.onnx"), ("compressed", "small.onnx")):
         assert content[name]["file_bytes"] == (finished / file).stat().st_size
         assert content[name]["wire_bytes"] == (finished / file).with_suffix(".pared").stat().st_size
+        assert content[name]["program_bytes"] == codec.inspect((finished / file).with_suffix(".pared")).program
         assert content[name]["metric"]["file"] == file
         assert content[name]["metric"]["split"] == "test"
     assert content["ratios"]["params"] == pytest.approx(163 / 83, abs=1e-4)

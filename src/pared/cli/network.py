@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from pared import graph, prune
+from pared import codec, graph, prune
 from pared.architecture import nets
 from pared.architecture.load import load_model
 from pared.cli.setting import load_task, model_for, print_json
@@ -57,9 +57,10 @@ def show_profile(spec: str, data: str | None, weights: Path | None, *, seed: int
     with tempfile.TemporaryDirectory() as folder:
         path = export(found.model, found.raw, Path(folder) / "model.onnx", normalize=normalize)
         time = latency({"model": path}, tuple(part[:1] for part in found.raw), quick=True)["model"]
+        small = codec.inspect(packed(path))
         whole: dict[str, Any] = {
             "params": counts.params, "nonzero": counts.nonzero, "macs": counts.macs, "file_bytes": path.stat().st_size,
-            "wire_bytes": packed(path).stat().st_size, "latency_ms": time.to_dict(),
+            "wire_bytes": small.total, "program_bytes": small.program, "latency_ms": time.to_dict(),
         }  # fmt: skip
         if found.task is not None and weights is not None:
             metric = found.task.metric.name
@@ -68,7 +69,9 @@ def show_profile(spec: str, data: str | None, weights: Path | None, *, seed: int
         print_json({"model": spec, "layers": layers, **whole})
         return 0
     print_table(_table(layers, whole))
-    typer.echo(f"File: {whole['file_bytes']:,} bytes, packed {whole['wire_bytes']:,}.")
+    typer.echo(
+        f"File: {whole['file_bytes']:,} bytes, packed {small.total:,} (program {small.program:,}, weights {small.total - small.program:,})."
+    )
     typer.echo(f"Latency: {time.median:.4f} ms (median), {time.p90:.4f} ms (p90); one sample, {time.threads} thread, {time.engine}.")
     if "metric" in whole:
         typer.echo(f"{whole['metric']['name'].capitalize()}: {whole['metric']['value']:.4f} on the test split, read from the file.")

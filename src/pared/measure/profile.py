@@ -63,6 +63,7 @@ class Profile:
         wire_bytes: of that file packed as `.pared`, what one would send.
         latency: of the deployed file.
         metric: read from the deployed file.
+        program_bytes: what of the packed file is no tensor: the graph and its names; None in results of earlier versions.
     """
 
     params: int
@@ -72,6 +73,7 @@ class Profile:
     wire_bytes: int
     latency: Latency
     metric: Metric
+    program_bytes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """PROFILE of result.json, schema 1."""
@@ -81,6 +83,7 @@ class Profile:
             "macs": self.macs,
             "file_bytes": self.file_bytes,
             "wire_bytes": self.wire_bytes,
+            "program_bytes": self.program_bytes,
             "latency_ms": self.latency.to_dict(),
             "metric": self.metric.to_dict(),
         }
@@ -122,12 +125,14 @@ def profile(
     file = Path(file)
     counts = graph.count(model, task.example_inputs() if example_inputs is None else example_inputs)
     macs = round(model.mean_macs(task, split)) if isinstance(model, AdaptsToInput) else counts.macs
+    small = codec.inspect(packed(file))
     return Profile(
         params=counts.params,
         nonzero=counts.nonzero,
         macs=macs,
         file_bytes=file.stat().st_size,
-        wire_bytes=packed(file).stat().st_size,
+        wire_bytes=small.total,
+        program_bytes=small.program,
         latency=latency if latency is not None else _alone(model, file, task, split),
         metric=Metric(task.metric.name, file_metric(file, task, split), split, file.name),
     )

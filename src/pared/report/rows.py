@@ -78,12 +78,21 @@ def summary_rows(run: Run) -> list[SummaryRow]:
     for title, key in (("File", "file_bytes"), ("On the wire", "wire_bytes")):
         sizes = getattr(before, key), getattr(after, key)
         rows.append(SummaryRow(title, words.size(sizes[0]), words.size(sizes[1]), _times(run.ratios.get(key), "smaller", "larger")))
+    rows.append(SummaryRow("… of it program", words.size(before.program_bytes), words.size(after.program_bytes), words.UNKNOWN))
+    weights = _weight_bytes(before), _weight_bytes(after)
+    ratio = weights[0] / weights[1] if weights[0] and weights[1] else None
+    rows.append(SummaryRow("… of it weights", words.size(weights[0]), words.size(weights[1]), _times(ratio, "smaller", "larger")))
     if before.latency is not None or after.latency is not None:
         for title, part in (("Latency, median", "median"), ("Latency, p90", "p90")):
             times = [getattr(profile.latency, part) if profile.latency else None for profile in (before, after)]
             ratio = run.ratios.get("latency") if part == "median" else times[0] / times[1] if times[0] and times[1] else None
             rows.append(SummaryRow(title, words.milliseconds(times[0]), words.milliseconds(times[1]), _times(ratio, "faster", "slower")))
     return [row for row in rows if (row.before, row.after) != (words.UNKNOWN, words.UNKNOWN)]
+
+
+def _weight_bytes(profile: Profile) -> int | None:
+    """Of the packed file; None where that isn't known."""
+    return None if profile.wire_bytes is None or profile.program_bytes is None else profile.wire_bytes - profile.program_bytes
 
 
 def step_rows(run: Run) -> list[StepRow]:

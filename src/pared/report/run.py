@@ -56,6 +56,7 @@ class Profile:
     wire_bytes: int | None = None
     latency: Latency | None = None
     metric: Metric | None = None
+    program_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,7 @@ def _profile(fields: Fields) -> Profile:
         macs=fields.number("macs"),
         file_bytes=fields.whole("file_bytes"),
         wire_bytes=fields.whole("wire_bytes"),
+        program_bytes=fields.whole("program_bytes"),
         latency=None
         if latency is None
         else Latency(

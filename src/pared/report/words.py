@@ -204,6 +204,8 @@ def measured_how(run: Run) -> list[str]:
         sentences.append("A MAC is one multiply-add; MACs are counted for one input.")
     if profile.wire_bytes is not None:
         sentences.append("On the wire is what one would send: the deployed file packed without loss, again as bytes on disk.")
+    if profile.program_bytes is not None:
+        sentences.append("Its program is the graph with all names; its weights are all else.")
     if (time := profile.latency) is not None:
         parts = [
             f"the engine {time.engine}" if time.engine else "",

@@ -73,7 +73,7 @@ class StructuredSparsity(BySeed):
         epochs: of the dense network.
         strengths: of the penalty, tried from the strongest, each from the dense network, until validation accuracy is at most half a
             point below that of the control.
-        train: epochs with the penalty; the paper's 10,000 steps are 12 of them.
+        train: epochs with the penalty; the paper's 10,000 steps.
         tune: epochs after the cut.
     """
 
@@ -84,9 +84,9 @@ class StructuredSparsity(BySeed):
     )
 
     epochs: int = 5
-    strengths: tuple[float, ...] = (0.01, 0.0125, 0.015, 0.02)
-    train: int = 6
-    tune: int = 3
+    strengths: tuple[float, ...] = (1e-4, 1.2e-4)
+    train: int = 12
+    tune: int = 6
 
     def __post_init__(self) -> None:
         problems = Problems("lab.structured_sparsity")
@@ -118,7 +118,8 @@ class StructuredSparsity(BySeed):
 
     def attempt(self, dense: nn.Module, task: Task, strength: float) -> Attempt:
         """Train a copy of `dense` with the penalty, cut it, and train what is left without."""
-        lasso = GroupLasso(strength=strength, groups=("filters", "channels"), train=_plan(self.train, 0.0), leave=("fc1",))
+        plan = _plan(self.train, 0.0)
+        lasso = GroupLasso(strength=strength, groups=("filters", "channels"), by_size=True, train=plan, leave=("fc1",))
         masked = copy.deepcopy(dense)
         lasso.shrink(masked, task)
         cut = lasso.cut(masked, task)
