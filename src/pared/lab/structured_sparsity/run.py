@@ -84,7 +84,7 @@ class StructuredSparsity(BySeed):
     )
 
     epochs: int = 5
-    strengths: tuple[float, ...] = (1e-4, 1.2e-4)
+    strengths: tuple[float, ...] = (1e-4, 1.1e-4)
     train: int = 12
     tune: int = 6
 
