@@ -78,10 +78,10 @@ def summary_rows(run: Run) -> list[SummaryRow]:
     for title, key in (("File", "file_bytes"), ("On the wire", "wire_bytes")):
         sizes = getattr(before, key), getattr(after, key)
         rows.append(SummaryRow(title, words.size(sizes[0]), words.size(sizes[1]), _times(run.ratios.get(key), "smaller", "larger")))
-    rows.append(SummaryRow("… of it program", words.size(before.program_bytes), words.size(after.program_bytes), words.UNKNOWN))
+    rows.append(SummaryRow("… program", words.size(before.program_bytes), words.size(after.program_bytes), words.UNKNOWN))
     weights = _weight_bytes(before), _weight_bytes(after)
     ratio = weights[0] / weights[1] if weights[0] and weights[1] else None
-    rows.append(SummaryRow("… of it weights", words.size(weights[0]), words.size(weights[1]), _times(ratio, "smaller", "larger")))
+    rows.append(SummaryRow("… weights", words.size(weights[0]), words.size(weights[1]), _times(ratio, "smaller", "larger")))
     if before.latency is not None or after.latency is not None:
         for title, part in (("Latency, median", "median"), ("Latency, p90", "p90")):
             times = [getattr(profile.latency, part) if profile.latency else None for profile in (before, after)]
