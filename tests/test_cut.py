@@ -377,3 +377,26 @@ def test_as_many_groups_as_samples_stay_so_for_any_batch() -> None:
     for batch in (1, 2, 5):
         other = (torch.randn(batch, 3, 6, 6),)
         assert_equal(outputs(dead, other), outputs(cut.model, other))
+
+
+class Counting(nn.Module):
+    """Subtracts a running mean that it goes on with in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        self.mean.mul_(0.9).add_(0.1 * x.mean(0).detach())
+        return self.second(torch.relu(x - self.mean))
+
+
+def test_a_forward_that_writes_into_its_buffers_is_kept() -> None:
+    model = Counting().eval()
+    cut = Chooser(0.5, Magnitude()).cut(model, torch.randn(2, 4))
+    assert cut.own_class
+    assert type(cut.model) is Counting
+    assert not cut.model.mean.any()  # the runs that looked at it left no trace
+    assert len(cut.model.mean) == 4

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from pared.core.errors import ModelError
 from pared.graph.analysis import Analysis, analyse
 from pared.graph.analysis_pass import Note, attribute
-from pared.graph.capture import Captured, one_sample_more, training_mode
+from pared.graph.capture import Captured, buffers_put_back, one_sample_more, training_mode
 from pared.graph.classes import CutClass, Grid
 from pared.graph.cut_pass import CutPass
 from pared.graph.labels import Atoms, groups_in
@@ -290,9 +290,9 @@ def agree(own: nn.Module, rewritten: nn.Module, captured: Captured) -> bool:
 
 
 def _outputs(model: nn.Module, batch: tuple[Any, ...]) -> list[Any] | None:
-    """The leaves of a model's outputs in eval mode, or None where it raises."""
+    """The leaves of a model's outputs in eval mode, or None where it raises. What the forward writes into buffers is taken back."""
     try:
-        with torch.no_grad(), training_mode(model, False):
+        with torch.no_grad(), training_mode(model, False), buffers_put_back(model):
             return pytree.tree_leaves(model(*copy.deepcopy(batch)))
     except Exception:
         return None
