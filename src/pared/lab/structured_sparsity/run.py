@@ -72,7 +72,7 @@ class StructuredSparsity(BySeed):
     Args:
         epochs: of the dense network.
         strengths: of the penalty, tried from the strongest, each from the dense network, until validation accuracy is at most half a
-            point below that of the control.
+            point below that of the dense network, as the paper compares.
         train: epochs with the penalty; the paper's 10,000 steps.
         tune: epochs after the cut.
     """
@@ -84,7 +84,7 @@ class StructuredSparsity(BySeed):
     )
 
     epochs: int = 5
-    strengths: tuple[float, ...] = (1e-4, 1.1e-4)
+    strengths: tuple[float, ...] = (1.5e-4, 2e-4)
     train: int = 12
     tune: int = 6
 
@@ -106,7 +106,7 @@ class StructuredSparsity(BySeed):
         control = copy.deepcopy(dense)
         for epochs in (self.train, self.tune):
             task.tune(control, _plan(epochs, DECAY))
-        least = 100 * evaluate(control, task, "valid") - MARGIN
+        least = 100 * evaluate(dense, task, "valid") - MARGIN
         attempts: list[Attempt] = []
         for strength in sorted(self.strengths, reverse=True):
             attempts.append(self.attempt(dense, task, strength))
@@ -128,15 +128,18 @@ class StructuredSparsity(BySeed):
         return Attempt(strength, masked, cut, tuned, macs, round(100 * evaluate(tuned, task, "valid"), 2))
 
     def verdict(self, rows: Sequence[Row]) -> Verdict:
-        """Four claims, on means over seeds; the third on every seed."""
-        control, tuned, filters, speedup = (mean(rows, name) for name in ("control", "tuned", "conv2", "speedup"))
+        """Six claims, on means over seeds; that of the cut on every seed."""
+        names = ("dense", "control", "tuned", "conv2", "conv2_speedup", "speedup")
+        dense, control, tuned, filters, second, whole = (mean(rows, name) for name in names)
         most = max(row["change"] for row in rows)
         claims = {
-            f"after the cut and tuning ({tuned:.2f} %) at most {MARGIN} points worse than a dense network trained as long "
-            f"({control:.2f} %)": tuned <= control + MARGIN,
+            f"after the cut and tuning ({tuned:.2f} %) at most {MARGIN} points worse than the dense network at the start "
+            f"({dense:.2f} %)": tuned <= dense + MARGIN,
+            f"and than one trained as long ({control:.2f} %)": tuned <= control + MARGIN,
             f"conv2 keeps at most 40 % of its 50 filters ({filters:.1f})": filters <= 20,
             f"the cut changes answers by less than 1e-5 of the largest ({most:.1e})": most <= 1e-5,
-            f"the deployed file is at least twice as fast ({speedup:.2f} times)": speedup >= 2,
+            f"conv2 alone is at least twice as fast ({second:.2f} times)": second >= 2,
+            f"the deployed file is at least twice as fast ({whole:.2f} times)": whole >= 2,
         }
         head = ("", "mean", *(f"seed {row['seed']}" for row in rows))
         lines = [(title, f"{mean(rows, name):g}", *(f"{row[name]:g}" for row in rows)) for name, title in COLUMNS.items()]
