@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -142,8 +143,13 @@ class StructuredSparsity(BySeed):
             f"the deployed file is at least twice as fast ({whole:.2f} times)": whole >= 2,
         }
         head = ("", "mean", *(f"seed {row['seed']}" for row in rows))
-        lines = [(title, f"{mean(rows, name):g}", *(f"{row[name]:g}" for row in rows)) for name, title in COLUMNS.items()]
+        lines = [(title, f"{_average(rows, name):g}", *(f"{row[name]:g}" for row in rows)) for name, title in COLUMNS.items()]
         return judged(claims, (head, *lines))
+
+
+def _average(rows: Sequence[Row], name: str) -> float:
+    """The mean over seeds to two digits behind the point, strengths to two that aren't zero."""
+    return float(f"{statistics.fmean(row[name] for row in rows):.2g}") if name == "strength" else mean(rows, name)
 
 
 def choose(attempts: Sequence[Attempt], least: float) -> Attempt:
