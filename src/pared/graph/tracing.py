@@ -1,4 +1,4 @@
-"""Trace a model by running it twice: a graph like the one of `torch.export`, in a tenth of the time, where nothing is hidden from it.
+"""Trace a model by running it twice: a graph like the one of `torch.export`, mostly sooner, where nothing is hidden from it.
 
 The forward runs on the example and on a batch of one more, and every ATen operator is noted before PyTorch takes it apart. Numbers that
 differ between the two runs are multiples of the batch. What a graph made so could miss (branches on values, numbers read out of tensors,

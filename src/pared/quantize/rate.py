@@ -49,7 +49,7 @@ class Rate:
     Args:
         price: loss for each bit: at the default a file of 100,000 bits adds 0.3 to the loss. It is where to begin with small image
             classifiers and tens of thousands of training steps; with fewer steps it has to be higher. In the lab (`rate_aware`) each
-            doubling, trained on from the one before, took off a third to a half of the file.
+            doubling, trained on from the one before, took off a fifth to a third of the weights' bytes.
         bytes: what the packed file (`pared pack`, of the whole exported network) is to have, such as "10kB"; the price is found while
             training: it begins with `price` and follows the size. A log message says so if the file is larger in the end. None: the
             price decides.
