@@ -48,12 +48,13 @@ def arrays() -> dict[str, np.ndarray]:
     sparse = (rng.random((24, 20)) < 0.1) * rng.integers(-3, 4, (24, 20))
     dense = np.rint(rng.normal(size=(40, 30)) * rng.uniform(1, 9, (40, 1)))
     dense[0, 0] = 1e6
+    groups = np.repeat(rng.random((12, 3)).astype(np.float32), 16, axis=1)[:, :40] * rng.integers(-7, 8, (12, 40)).astype(np.float32)
     return {
         "sparse": sparse.astype(np.float32), "rows": (sparse * rng.random((24, 1))).astype(np.float32), "bytes": sparse.astype(np.int8),
         "dense": dense.astype(np.float32), "normal": rng.normal(size=(20, 20)).astype(np.float32), "zeros": np.zeros((9, 9)),
         "table": rng.normal(size=5).astype(np.float16)[rng.integers(0, 5, (9, 30))], "long": np.arange(99) * 12345,
         "halves": (rng.integers(0, 3, 400) * 17).astype(np.uint8), "again": np.tile(rng.integers(0, 256, 50, np.uint8), 9),
-        "groups": np.repeat(rng.random((12, 3)).astype(np.float32), 16, axis=1)[:, :40] * rng.integers(-7, 8, (12, 40)).astype(np.float32),
+        "groups": groups, "groups down": np.ascontiguousarray(groups.T),
     }  # fmt: skip
 
 

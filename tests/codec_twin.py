@@ -357,14 +357,14 @@ def tensor(source: Bytes, dtype: str, shape: tuple[int, ...]) -> bytes:
         return b"".join(table[k + centre] for k in integers(source, rows, columns, coding))
     length = source.number() if what > 11 else max(columns, 1)
     groups = -(-columns // length)
-    layout = {0: 1, 1: rows, 2: columns, 3: rows * groups}
-    order = (what - 6) % 3 if what < 12 else 3
+    layout = {0: 1, 1: rows, 2: columns, 3: rows * groups, 4: columns * -(-rows // length)}
+    order = (what - 6) % 3 if what < 12 else what // 2 - 3
     steps = np.frombuffer(source.take(size * layout[order]), kind)
     found = []
     for place, k in enumerate(integers(source, rows, columns, coding)):
         row, column = divmod(place, columns)
-        step = steps[{0: 0, 1: row, 2: column, 3: row * groups + column // length}[order]]
-        minus = (8 < what < 12 or what == 13) and k < 0
+        step = steps[{0: 0, 1: row, 2: column, 3: row * groups + column // length, 4: row // length * columns + column}[order]]
+        minus = (8 < what < 12 or what in (13, 15)) and k < 0
         found.append(-(kind.type(-k - 1) * step) if minus else kind.type(k) * step)
     return np.array(found, kind).tobytes()
 

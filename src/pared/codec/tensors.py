@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Literal
 
@@ -75,8 +76,8 @@ def coding_name(code: int) -> str:
     ('grid, adaptive', 'planes')
     """
     kind, coding = Kind(code & 15), Coding(code >> 4)
-    words = kind.name.lower().replace("_", " ").replace("signed grid", "grid with -0")
-    words = words.replace(" rows", " by rows").replace(" columns", " by columns").replace(" groups", " by groups")
+    words = kind.name.lower().replace("_", " ").replace("signed grid", "grid with -0").replace("column groups", "groups of columns")
+    words = re.sub(" (?=rows|columns|groups)", " by ", words, count=1)
     if kind in (Kind.RAW, Kind.PLANES, Kind.ZSTD):
         return words
     return f"{words}, {'constant' if coding is Coding.ZERO else coding.name.lower().replace('_', ' ')}"

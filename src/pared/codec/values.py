@@ -38,6 +38,8 @@ class Kind(IntEnum):
     SIGNED_GRID_COLUMNS = 11
     GRID_GROUPS = 12
     SIGNED_GRID_GROUPS = 13
+    GRID_COLUMN_GROUPS = 14
+    SIGNED_GRID_COLUMN_GROUPS = 15
 
 
 _SIGNED: dict[Kind, Kind] = {  # with minus zeros
@@ -45,8 +47,12 @@ _SIGNED: dict[Kind, Kind] = {  # with minus zeros
     Kind.GRID_ROWS: Kind.SIGNED_GRID_ROWS,
     Kind.GRID_COLUMNS: Kind.SIGNED_GRID_COLUMNS,
     Kind.GRID_GROUPS: Kind.SIGNED_GRID_GROUPS,
+    Kind.GRID_COLUMN_GROUPS: Kind.SIGNED_GRID_COLUMN_GROUPS,
 }
-_LENGTHS = (1024, 512, 256, 128, 64, 32, 16)  # of groups within rows; what has grids in groups has them in halves of groups
+_GROUPS: dict[Kind, int] = {Kind.GRID_GROUPS: 1, Kind.GRID_COLUMN_GROUPS: 0}  # the axis along which the entries of a group stand
+_LENGTHS = (1024, 512, 256, 128, 64, 32, 16)  # of groups that are tried in any case; what has grids in groups has them in halves of groups
+_FEWEST = 8  # entries of a group: steps of smaller ones are larger than what they save
+_LINES = 8  # in which the length of groups is looked for
 
 
 @dataclass(frozen=True)
@@ -129,28 +135,44 @@ def _on_grids(values: NDArray[np.floating], shape: tuple[int, int]) -> Iterator[
         if min(shape) > 1 and (steps := grids.find_steps(lines)) is not None:
             on_lines = True
             yield from _multiples(kind, matrix, np.expand_dims(steps, axis))
-    if not on_lines:
-        yield from _in_groups(matrix)
+    if not on_lines and min(shape) > 1:
+        for kind in _GROUPS:
+            yield from _in_groups(matrix, kind)
 
 
-def _in_groups(matrix: NDArray[np.floating]) -> Iterator[Meaning]:
-    """On grids of groups of consecutive entries of a row, if there are any: of the longest length that all rows have grids for."""
-    rows, columns = matrix.shape
-    for length in _LENGTHS:
-        if length >= columns or (steps := grids.find_steps(_groups(matrix, length))) is None:
+def _in_groups(matrix: NDArray[np.floating], kind: Kind) -> Iterator[Meaning]:
+    """On grids of groups of neighbours in rows or columns, if there are any: of the longest length that all of them have grids for."""
+    lines = matrix if _GROUPS[kind] else matrix.T
+    entries = lines.shape[1]
+    for length in _lengths(lines):
+        if (steps := grids.find_steps(_groups(lines, length))) is None:
             continue
-        steps = steps.reshape(rows, -1)
-        for meaning in _multiples(Kind.GRID_GROUPS, matrix, np.repeat(steps, length, axis=1)[:, :columns]):
+        steps = steps.reshape(len(lines), -1)
+        spread = np.repeat(steps, length, axis=1)[:, :entries]
+        if not _GROUPS[kind]:
+            steps, spread = np.ascontiguousarray(steps.T), spread.T
+        for meaning in _multiples(kind, matrix, spread):
             yield Meaning(meaning.kind, number(length) + steps.tobytes(), meaning.matrix)
         return
 
 
-def _groups(matrix: NDArray[np.floating], length: int) -> NDArray[np.floating]:
-    """Groups of every row as lines of a matrix; the last of a row is filled up with zeros, which lie on every grid."""
-    columns = matrix.shape[1]
-    if columns % length == 0:
-        return matrix.reshape(-1, length)
-    return np.pad(matrix, ((0, 0), (0, -columns % length))).reshape(-1, length)
+def _lengths(lines: NDArray[np.floating]) -> list[int]:
+    """Lengths that groups may have, the longest first: as far as each of some lines has a grid, and the usual ones."""
+    few, entries = lines[:: max(len(lines) // _LINES, 1)][:_LINES], lines.shape[1]
+    low, high = 1, entries  # that many have grids, and that many haven't
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if grids.find_steps(few[:, :middle]) is None else (middle, high)
+    usual = {length for length in _LENGTHS if length < entries}
+    return sorted(usual | {low} if low >= _FEWEST else usual, reverse=True)
+
+
+def _groups(lines: NDArray[np.floating], length: int) -> NDArray[np.floating]:
+    """Groups of every line as rows of a matrix; the last of a line is filled up with zeros, which lie on every grid."""
+    entries = lines.shape[1]
+    if entries % length == 0:
+        return lines.reshape(-1, length)
+    return np.pad(lines, ((0, 0), (0, -entries % length))).reshape(-1, length)
 
 
 def _multiples(kind: Kind, matrix: NDArray[np.floating], steps: NDArray[np.floating]) -> Iterator[Meaning]:
@@ -226,14 +248,15 @@ def read_head(cursor: Cursor, kind: Kind, layout: Layout) -> Head:
         count = cursor.number("the size of a table", MOST_VALUES)
         centre = cursor.number("the place of zero", max(count - 1, 0))
         return Head(kind, np.frombuffer(cursor.take(count * element.size, "a table of values"), element.bits), centre)
-    for plain, count in zip(_SIGNED, (1, rows, columns, 0), strict=True):
+    for plain, count in zip(_SIGNED, (1, rows, columns, rows, columns), strict=True):
         if element.family != "float" or kind not in (plain, _SIGNED[plain]):
             continue
-        length = cursor.number("the length of a group", max(columns, 1)) if plain is Kind.GRID_GROUPS else 0
-        if plain is Kind.GRID_GROUPS:
-            if length == 0:
+        length = 0
+        if plain in _GROUPS:
+            entries = layout.matrix[_GROUPS[plain]]
+            if (length := cursor.number("the length of a group", max(entries, 1))) == 0:
                 raise cursor.error("groups of a grid have no entries")
-            count = rows * -(-columns // length)
+            count *= -(-entries // length)
         return Head(kind, np.frombuffer(cursor.take(count * element.size, "the steps of a grid"), element.dtype), length=length)
     raise cursor.error(f"a tensor of {element.name} can't be stored as {kind.name}")
 
@@ -272,6 +295,9 @@ def _part(head: Head, part: NDArray[np.int32], rows: slice, columns: slice, layo
         steps = head.values[rows, None]
     elif head.kind in (Kind.GRID_COLUMNS, Kind.SIGNED_GRID_COLUMNS):
         steps = head.values[columns]
+    elif head.kind in (Kind.GRID_COLUMN_GROUPS, Kind.SIGNED_GRID_COLUMN_GROUPS):
+        by_group = head.values.reshape(-1, layout.matrix[1])
+        steps = by_group[np.arange(rows.start, min(rows.stop, layout.matrix[0])) // head.length][:, columns]
     elif head.length:
         by_row = head.values.reshape(layout.matrix[0], -1)
         steps = by_row[rows][:, np.arange(columns.start, min(columns.stop, layout.matrix[1])) // head.length]
