@@ -13,6 +13,7 @@ from pared.core.errors import ModelError, SettingsError
 from pared.core.rules import Mask, add_rule, bake
 from pared.distill import Teach, distillation_loss, soft_targets
 from pared.dynamic import EarlyExit
+from pared.prune import Weights
 from pared.training import Task, Train
 
 
@@ -208,3 +209,12 @@ def test_mistakes_are_named():
     ]
     with pytest.raises(ModelError, match=r"teacher answers in shape \(8, 2\), the student in \(8, 3\)"):
         Teach(epochs=1)(small_net(), toy_task(teacher=nn.Linear(4, 2)))
+
+
+def test_a_method_that_trains_is_taught_by_its_plan() -> None:
+    start, work = small_net(dropout=0.0), toy_task(teacher=small_net(1, 0.0))
+    labels, teacher = (Weights(keep=0.5, tune=Train(epochs=3, teach=share))(start, work) for share in (0.0, 1.0))
+    inputs = torch.randn(200, 4)
+    wanted = work.teacher(inputs).softmax(1)  # type: ignore[misc]
+    near, far = ((model(inputs).softmax(1) - wanted).abs().mean() for model in (teacher, labels))
+    assert near < far

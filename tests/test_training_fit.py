@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pared.core.errors import DataError, ModelError, SettingsError, TrainingError, WeightsError
 from pared.core.rules import Mask, add_rule
 from pared.training import Machine, Task, Train, evaluate, evaluating, fit
+from pared.training.soft_targets import taught_by
 
 CPU = Machine(accelerator="cpu")
 
@@ -391,3 +392,17 @@ def test_two_processes_share_the_data_and_agree(kind: str, tmp_path: Path) -> No
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("fine") == 2
     assert (tmp_path / "out" / "fit-1" / "checkpoint.pt").exists()
+
+
+def test_a_plan_with_a_teacher_is_distillation() -> None:
+    seen: dict[str, list[float]] = {"plan": [], "method": []}
+    teacher, start = nn.Linear(5, 3), nn.Linear(5, 3)
+    for name, plan in (("plan", Train(epochs=2, teach=0.7, temperature=2.0)), ("method", Train(epochs=2))):
+        work = task(teacher=teacher, report=lambda event, name=name: seen[name].append(event["loss"]))
+        objective = None if name == "plan" else taught_by(teacher, work, 2.0, 0.7)
+        fit(copy.deepcopy(start), work, plan, objective)
+    assert seen["plan"] == seen["method"] != []
+    with pytest.raises(SettingsError, match="teach must be 0 where there is no teacher"):
+        fit(start, task(), Train(epochs=1, teach=0.5))
+    with pytest.raises(SettingsError, match="teach must be 0 where a method brings its own loss"):
+        fit(start, task(teacher=teacher), Train(epochs=1, teach=0.5), lambda model, inputs, targets: model(*inputs).sum())

@@ -23,6 +23,9 @@ from pared.training.plan import learning_rate_factor, make_optimizer
         ({"schedule": "cosin"}, "schedule"),
         ({"early_stop": 0}, "early_stop"),
         ({"label_smoothing": 2}, "label_smoothing"),
+        ({"label_smoothing": 0.1, "teach": 0.5}, "label_smoothing must be 0 where teach isn't"),
+        ({"teach": 1.5}, "teach must be a number at least 0 and at most 1"),
+        ({"temperature": 0}, "temperature must be a number greater than 0"),
         ({"momentum": float("nan")}, "momentum"),
     ],
 )

@@ -20,6 +20,7 @@ from pared.training.check import check_labels, check_weights, run, split_batch
 from pared.training.evaluate import evaluate
 from pared.training.journal import FitRecord, copy_weights, identify, restore_weights
 from pared.training.plan import Train, learning_rate_factor, make_optimizer
+from pared.training.soft_targets import taught_by
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -45,7 +46,7 @@ def fit(model: nn.Module, task: Task, train: Train, objective: Objective | None 
         task: data, loss, augmentation, machine.
         train: the plan.
         objective: the loss of one batch, `objective(model, inputs, targets)`, with inputs that are augmented and prepared, as a
-            tuple. None: `task.loss(model(*inputs), targets)`.
+            tuple. None: `task.loss(model(*inputs), targets)`, or what the plan makes of it (smoothed labels, a teacher).
 
     Raises:
         WeightsError: if the model holds NaN or infinity before the first step.
@@ -61,8 +62,9 @@ def fit(model: nn.Module, task: Task, train: Train, objective: Objective | None 
     tensor([0, 1])
     """
     check_weights(model)
-    if objective is not None and train.label_smoothing:
-        raise SettingsError(f"train: label_smoothing must be 0 where a method brings its own loss. Got {train.label_smoothing!r}.")
+    for name in ("label_smoothing", "teach"):
+        if objective is not None and (value := getattr(train, name)):
+            raise SettingsError(f"train: {name} must be 0 where a method brings its own loss. Got {value!r}.")
     loss = _Loss(model, objective or default_objective(task, train))
     record = task.journal.fit() if task.journal is not None else None
     if train.epochs > 0:
@@ -102,11 +104,18 @@ def _train(loss: _Loss, task: Task, train: Train, record: FitRecord | None) -> N
 
 
 def default_objective(task: Task, train: Train) -> Objective:
-    """The task's loss of the model's outputs, with the plan's label smoothing.
+    """The task's loss of the model's outputs, with the plan's label smoothing, or mixed with what the teacher says.
 
     Raises:
-        SettingsError: if label smoothing is asked for and the loss isn't torch's cross entropy.
+        SettingsError: if label smoothing is asked for and the loss isn't torch's cross entropy, or a teacher and there is none.
     """
+    if train.teach:
+        if task.teacher is None:
+            raise SettingsError(
+                f"train: teach must be 0 where there is no teacher. Got {train.teach!r}. Train in a recipe after its own training, or "
+                "give the task one, Task(…, teacher=…)."
+            )
+        return taught_by(task.teacher, task, train.temperature, train.teach)
     smoothing: dict[str, float] = {"label_smoothing": train.label_smoothing} if train.label_smoothing else {}
     if smoothing and not task.classifies:
         raise SettingsError(f"train: label_smoothing must be 0 where the task has a loss of its own. Got {train.label_smoothing!r}.")

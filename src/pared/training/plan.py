@@ -38,6 +38,10 @@ class Train:
         early_stop: stop after this many epochs without a better value on the validation split, and go back to the best
             weights. None: all epochs, last weights.
         augment: False leaves the task's augmentation out.
+        teach: share of the teacher's answers in the loss, the rest is the labels': any method that trains with a plan is taught so. It
+            needs a task with a teacher, which a recipe sets, and a method that brings no loss of its own. 0: labels only. 0.9 is what
+            `distill.Teach` takes.
+        temperature: of the teacher's answers, as in `distill.Teach`; without teach it means nothing.
 
     Raises:
         SettingsError: naming every field that is out of its range.
@@ -56,6 +60,8 @@ class Train:
     label_smoothing: float = 0.0
     early_stop: int | None = None
     augment: bool = True
+    teach: float = 0.0
+    temperature: float = 4.0
 
     def __post_init__(self) -> None:
         problems = Problems("train")
@@ -71,6 +77,9 @@ class Train:
         if self.early_stop is not None:
             problems.number("early_stop", self.early_stop, low=1, integer=True)
         problems.check(isinstance(self.augment, bool), "augment", "true or false", self.augment)
+        problems.number("teach", self.teach, low=0, high=1)
+        problems.number("temperature", self.temperature, above=0, high=1e6)
+        problems.check(not (self.teach and self.label_smoothing), "label_smoothing", "0 where teach isn't", self.label_smoothing)
         problems.raise_if_any()
 
     @classmethod

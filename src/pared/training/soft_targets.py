@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pared.core.errors import ModelError
-from pared.training.fit import Objective
 
 if TYPE_CHECKING:
+    from pared.training.fit import Objective
     from pared.training.task import Task
 
 
