@@ -85,9 +85,10 @@ def test_every_variant_is_packed_with_contexts_and_without(monkeypatch: pytest.M
 
 
 def test_the_verdict_on_parts() -> None:
+    same = {"valid": 90.0, "test": 90.0, "nonzero": 5, "entropy": 1800}
     sizes = dict(zip(VARIANTS, ((1000, 2000), (1100, 1200), (9000, 9100)), strict=True))
     rows = [
-        {"variant": name, "seed": 0, "weights": weights, "static": static, "bytes": weights, "valid": 90.0, "test": 90.0, "nonzero": 5}
+        {"variant": name, "seed": 0, "weights": weights, "static": static, "bytes": weights, **same}
         for name, (weights, static) in sizes.items()
     ]
     verdict = RateAblations().verdict(rows)
@@ -95,3 +96,4 @@ def test_the_verdict_on_parts() -> None:
     assert "(9,000 to 1,000 bytes)" in verdict.text
     assert "save at least a quarter (50 %)" in verdict.text
     assert "price knew none (8 %)" in verdict.text
+    assert "zeroth-order entropy (0.56)" in verdict.text

@@ -27,7 +27,10 @@ def dark_task(name: str, seed: int) -> Task:
 
 
 def packed_row(network: nn.Module, task: Task, folder: Path, prefer: Prefer = "smallest") -> Row:
-    """Bytes of the network's `.pared` file, those of weights and of the program apart, and the file's accuracies in percent."""
+    """Bytes of the network's `.pared` file, those of weights and of the program apart, and the file's accuracies in percent.
+
+    "entropy" is the zeroth-order entropy of all weights and biases in bytes, each tensor by its own frequencies, without any table.
+    """
     raw = dataclasses.replace(task, normalize=None).example_inputs()
     file = export(bake(copy.deepcopy(network)).eval(), raw, folder / "network.onnx", normalize=task.normalize)
     small = file.with_suffix(".pared")
@@ -35,4 +38,20 @@ def packed_row(network: nn.Module, task: Task, folder: Path, prefer: Prefer = "s
     found = inspect(small)
     assert found.total == small.stat().st_size
     accuracies = {split: round(100 * file_metric(small, task, split), 2) for split in ("valid", "test")}
-    return {"bytes": found.total, "weights": found.weights, "program": found.program, **accuracies}
+    return {"bytes": found.total, "weights": found.weights, "program": found.program, "entropy": round(entropy(network)), **accuracies}
+
+
+def entropy(network: nn.Module) -> float:
+    """Bytes of all parameters of a network if every entry were independent of all others.
+
+    >>> import torch
+    >>> layer = nn.Linear(8, 2, bias=False)
+    >>> layer.weight.data = torch.tensor([[0.0, 0, 0, 0, 1, 1, 1, 1]] * 2)
+    >>> entropy(layer)
+    2.0
+    """
+    total = 0.0
+    for parameter in bake(copy.deepcopy(network)).parameters():
+        counts = parameter.detach().unique(return_counts=True)[1].double()
+        total -= float((counts * (counts / counts.sum()).log2()).sum()) / 8
+    return total
