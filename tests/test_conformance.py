@@ -64,7 +64,7 @@ ROWS = {
         Row(Rounding(bits=3, samples=SAMPLES, equalize=True), {"bits": 1}),
         Row(Clusters(bits=2, convolution_bits=3, tune=ONE), {"bits": 0}),
         Row(Rate(price=0.01, train=Train(epochs=1)), {"price": -1}),
-        Row(LowRank(rank=2, tune=ONE), {"energy": 3}),
+        Row(LowRank(rank=2, form="tucker", activations=True, tune=ONE), {"energy": 3}),
         Row(Exits(count=1, train=ONE), {"max_drop": -1}),
         Row(ONE, {"learning_rate": 0}),
     )

@@ -251,7 +251,7 @@ def test_tuning_trains_the_factors():
 
 def test_settings():
     assert LowRank().energy == 0.9
-    with pytest.raises(SettingsError, match="one of energy, rank and keep, not several"):
+    with pytest.raises(SettingsError, match="one of energy, rank, keep, macs and latency, not several"):
         LowRank(energy=0.9, rank=3)
     with pytest.raises(SettingsError) as error:
         LowRank(rank=0, layers="dense", leave="a", only_if_pays=3)  # type: ignore[arg-type]

@@ -13,12 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pared.core.bisection import bisect
 from pared.core.errors import SettingsError
 from pared.graph import count
+from pared.measure.deployed import deploy
 from pared.prune import Magnitude, Neurons, Random
 from pared.prune.allocation import Room, by_ranking
 from pared.prune.chooser import Chooser
-from pared.prune.targets import Counted, Trials, bisect, deploy, reach
+from pared.prune.targets import Counted, Trials, reach
 from pared.training import Task, Train
 
 

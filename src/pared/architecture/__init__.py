@@ -1,5 +1,23 @@
 """Smaller architectures: layers replaced by cheaper ones (lecture, part 4), and the reference networks in `nets`."""
 
-from pared.architecture.low_rank import LowRank, rank_for_energy, svd_convolution, svd_linear
+from pared.architecture.low_rank import LowRank
+from pared.architecture.thin_choice import rank_for_energy
+from pared.architecture.thin_layers import (
+    cp_convolution,
+    merged,
+    spatial_convolution,
+    svd_convolution,
+    svd_linear,
+    tucker_convolution,
+)
 
-__all__ = ["LowRank", "rank_for_energy", "svd_convolution", "svd_linear"]
+__all__ = [
+    "LowRank",
+    "cp_convolution",
+    "merged",
+    "rank_for_energy",
+    "spatial_convolution",
+    "svd_convolution",
+    "svd_linear",
+    "tucker_convolution",
+]

@@ -1,106 +1,60 @@
-"""Low-rank layers: one wide product becomes two narrow ones, by singular value decomposition."""
+"""Low-rank layers: one wide product becomes two or more narrow ones."""
 
 from __future__ import annotations
 
 import copy
-import decimal
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from pared.architecture import layer_inputs
+from pared.architecture.thin_choice import FORMS, Form, Place, Ranks, for_budget, for_energy, for_rank, for_share
+from pared.architecture.thin_layers import CONVOLUTIONS, Convolution
+from pared.core.bisection import bisect
 from pared.core.errors import ModelError, WeightsError
 from pared.core.problems import Problems
 from pared.core.rules import bake
+from pared.graph.counts import count
+from pared.measure.deployed import Interleaved
 from pared.training import Task, Train, evaluating
 
-Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
-_CONVOLUTIONS: tuple[type[Convolution], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_BLOCK = 8  # engines compute the channels of a convolution in blocks of 8: a rank of 5 takes as long as one of 8
-_MANY = 32  # output channels from which a few channels more or less don't matter
+_GOALS = ("energy", "rank", "keep", "macs", "latency")
+_THINNEST, _NEAR = 1 / 64, 0.05  # of the multiply-adds; of a latency: two measurements of one file differ by 2 %
 
-
-def rank_for_energy(singular_values: Tensor, energy: float) -> int:
-    """The smallest rank whose squared singular values sum up to the share `energy` of all of them; at least 1.
-
-    Args:
-        singular_values: shape (n,), in descending order.
-        energy: in [0, 1].
-
-    >>> rank_for_energy(torch.tensor([3.0, 1.0, 0.0]), 0.9), rank_for_energy(torch.tensor([3.0, 1.0, 0.0]), 1.0)
-    (1, 2)
-    """
-    sums = singular_values.double().square().cumsum(0)
-    return min(int((sums < energy * sums[-1]).sum()) + 1, len(singular_values))
-
-
-def svd_linear(layer: nn.Linear, rank: int) -> nn.Sequential:
-    """Two linear layers, inputs → rank → outputs, whose product is the best approximation of the layer's weight.
-
-    The error in Frobenius norm is the root of the sum of the squared singular values left out (Eckart & Young 1936).
-    Each factor gets the roots of the singular values, so that both train at the same pace; only the second has the bias.
-
-    Args:
-        layer: weight of shape (outputs, inputs).
-        rank: from 1 to min(outputs, inputs); at the upper end the two layers compute exactly what the one did.
-
-    >>> svd_linear(nn.Linear(6, 4), 2)
-    Sequential(
-      (0): Linear(in_features=6, out_features=2, bias=False)
-      (1): Linear(in_features=2, out_features=4, bias=True)
-    )
-    """
-    outward, inward = _factors(layer.weight, rank)
-    device, dtype = layer.weight.device, layer.weight.dtype
-    first = nn.utils.skip_init(nn.Linear, layer.in_features, rank, bias=False, device=device, dtype=dtype)
-    second = nn.utils.skip_init(nn.Linear, rank, layer.out_features, bias=layer.bias is not None, device=device, dtype=dtype)
-    return _fill(first, inward, second, outward, layer)
-
-
-def svd_convolution(layer: Convolution, rank: int) -> nn.Sequential:
-    """A convolution to `rank` channels only, and a 1×1 convolution from there to the outputs (Denton et al. 2014, 1404.0736).
-
-    Stride, padding and dilation stay with the first, which sees the image; only the second has the bias. The weight is decomposed as a
-    matrix of shape (outputs, inputs · kernel), so the error is that of `svd_linear`.
-
-    Args:
-        layer: a convolution without groups.
-        rank: from 1 to min(outputs, inputs · kernel).
-
-    >>> svd_convolution(nn.Conv2d(16, 32, 3, stride=2, padding=1), 8)
-    Sequential(
-      (0): Conv2d(16, 8, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), bias=False)
-      (1): Conv2d(8, 32, kernel_size=(1, 1), stride=(1, 1))
-    )
-    """
-    outward, inward = _factors(layer.weight.flatten(1), rank)
-    kind = next(kind for kind in _CONVOLUTIONS if isinstance(layer, kind))
-    place = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-    shape = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "padding_mode": layer.padding_mode}
-    first = nn.utils.skip_init(kind, layer.in_channels, rank, layer.kernel_size, bias=False, **shape, **place)
-    second = nn.utils.skip_init(kind, rank, layer.out_channels, 1, bias=layer.bias is not None, **place)
-    return _fill(first, inward, second, outward, layer)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """Replace linear layers and convolutions by two cheaper ones of low rank (lecture: W ≈ U · V).
+    """Replace linear layers and convolutions by chains of cheaper ones of low rank (lecture: W ≈ U · V).
 
-    A layer is replaced only where that lowers its parameters and its MACs: rank · (outputs + inputs · kernel) must be less
-    than outputs · inputs · kernel. Convolutions with many channels get a rank that is a multiple of 8, because engines compute
-    channels in blocks of 8. Grouped and transposed convolutions, layers that share their weight with another module, and layers inside
-    torch's own composite modules (attention, transformer layers) stay. Masks are baked first.
+    A layer is replaced only where that lowers its parameters and its MACs. Convolutions with many channels get ranks that are multiples of
+    8, because engines compute channels in blocks of 8. Grouped and transposed convolutions, layers that share their weight with another
+    module, and layers inside torch's own composite modules (attention, transformer layers) stay. Masks are baked first.
 
     Args:
-        energy: share of the squared singular values that stays in each layer. Exactly one of `energy`, `rank` and `keep` is given;
-            with none of them, energy = 0.9, the lower end of what the literature calls lossless after fine-tuning.
+        energy: share of the squared singular values that stays in each layer. Exactly one of `energy`, `rank`, `keep`, `macs` and `latency`
+            is given; with none of them, energy = 0.9, the lower end of what the literature calls lossless after fine-tuning.
         rank: the rank of every replaced layer.
         keep: share of each layer's weights that stays.
+        macs: share of the whole network's multiply-adds that is to be left. The layers share it so that the least is lost: again and again
+            the step is taken that loses the least energy for each multiply-add saved.
+        latency: share of the time that the deployed file takes in ONNX Runtime, one sample on one thread; the largest budget of
+            multiply-adds that meets it is searched, each one measured in turn with the original.
+        form: what a convolution becomes. "channels": k×k to fewer channels, then 1×1 (Denton et al. 2014, 1404.0736). "tucker": 1×1,
+            k×k, 1×1 (Kim et al. 2016, 1511.06530). "spatial": k×1, then 1×k (Jaderberg et al. 2014, 1405.3866); two axes only. "cp":
+            1×1, depthwise k×1 and 1×k, 1×1 (Lebedev et al. 2015, 1412.6553): the cheapest, and the hardest to tune; it has no energy.
+        activations: make the error of the outputs least, not that of the weights, by what the layers see in training samples. For linear
+            layers and the form "channels"; layers with more than 4096 weights for an output go by their weights.
+        samples: how many are looked at for that.
         layers: "both", "linear" or "convolution".
         leave: paths of modules that stay as they are, with all that is inside them.
-        only_if_pays: False replaces every layer, also where two cost more than one.
-        tune: training afterwards, such as "2ep".
+        only_if_pays: False replaces every layer, also where the chain costs more than the one; not with macs or latency.
+        tune: training afterwards, such as "2ep"; `Train(teach=0.9)` lets the original teach.
 
     Raises:
         SettingsError: for a wrong setting, or a path in `leave` that the model doesn't have.
@@ -116,6 +70,11 @@ class LowRank:
     energy: float | None = None
     rank: int | None = None
     keep: float | None = None
+    macs: float | None = None
+    latency: float | None = None
+    form: Form = "channels"
+    activations: bool = False
+    samples: int = 256
     layers: Literal["both", "linear", "convolution"] = "both"
     leave: tuple[str, ...] = ()
     only_if_pays: bool = True
@@ -123,15 +82,25 @@ class LowRank:
 
     def __post_init__(self) -> None:
         problems = Problems("architecture.low_rank")
-        given = {name: value for name in ("energy", "rank", "keep") if (value := getattr(self, name)) is not None}
+        given = {name: value for name in _GOALS if (value := getattr(self, name)) is not None}
         if not given:
+            given = {"energy": 0.9}
             object.__setattr__(self, "energy", 0.9)
-        problems.check(len(given) <= 1, "settings", "one of energy, rank and keep, not several", given)
+        problems.check(len(given) <= 1, "settings", f"one of {', '.join(_GOALS[:-1])} and {_GOALS[-1]}, not several", given)
         for name in ("energy", "keep"):
             if name in given:
                 problems.number(name, given[name], low=0, high=1)
+        for name in ("macs", "latency"):
+            if name in given:
+                problems.number(name, given[name], above=0, high=1)
+                problems.check(self.only_if_pays is True, "only_if_pays", f"true where {name} is given", self.only_if_pays)
         if "rank" in given:
             problems.number("rank", given["rank"], low=1, integer=True)
+        problems.check(self.form in FORMS, "form", "channels, tucker, spatial or cp", self.form)
+        has_energy = self.form != "cp" or "energy" not in given
+        problems.check(has_energy, "form", "another than 'cp' where none of rank, keep, macs and latency is given", self.form)
+        problems.check(isinstance(self.activations, bool), "activations", "true or false", self.activations)
+        problems.number("samples", self.samples, low=1, integer=True)
         problems.check(self.layers in ("both", "linear", "convolution"), "layers", "both, linear or convolution", self.layers)
         problems.check(not isinstance(self.leave, str), "leave", "a list of module paths", self.leave)
         problems.check(isinstance(self.only_if_pays, bool), "only_if_pays", "true or false", self.only_if_pays)
@@ -141,80 +110,104 @@ class LowRank:
 
     def __call__(self, model: nn.Module, task: Task) -> nn.Module:
         """Return a copy of `model` with low-rank layers in place of those that it pays for."""
-        model = bake(copy.deepcopy(model))
-        replaced = self._replace(model)
-        if replaced:
-            _check_runs(model, task, replaced)
+        model = bake(copy.deepcopy(model)).to(task.machine.device)
+        places = self._places(model, task)
+        if self.latency is not None:
+            model = self._fast_enough(model, places, task)
+        else:
+            model = _replaced(model, {path: places[path].build(ranks) for path, ranks in self._ranks(places, model, task).items()}, task)
         if self.tune is not None:
             task.tune(model, self.tune)
         return model
 
-    def _replace(self, model: nn.Module) -> list[str]:
+    def _places(self, model: nn.Module, task: Task) -> dict[str, Place]:
+        """All layers that may be replaced, by path; one that is there several times comes once."""
+        layers = self._layers(model)
+        moments = layer_inputs.moments(model, task, layers, self.samples) if self.activations else {}
+        sizes = layer_inputs.sizes(model, task, layers) if layers else {}
+        found = {}
+        for path, layer in layers.items():
+            if not bool(torch.isfinite(layer.weight).all()):
+                raise WeightsError(f"{path}.weight contains NaN or infinity, so it can't be decomposed. Train or load the model again.")
+            form: Form = "channels" if isinstance(layer, nn.Linear) else self.form
+            if form == "spatial" and not isinstance(layer, nn.Conv2d):
+                continue
+            inputs, outputs = sizes.get(path, ((1,) * (layer.weight.dim() - 2),) * 2)
+            found[path] = Place(layer, form, inputs, outputs, moments.get(path) if form == "channels" else None)
+        return found
+
+    def _layers(self, model: nn.Module) -> dict[str, nn.Linear | Convolution]:
         paths = dict(model.named_modules(remove_duplicate=False))
         problems = Problems("architecture.low_rank")
         for path in self.leave:
             problems.check(path in paths and path != "", "leave", "the path of a module of the model", path)
         problems.raise_if_any()
         kinds: list[type[nn.Module]] = [nn.Linear] if self.layers != "convolution" else []
-        kinds += _CONVOLUTIONS if self.layers != "linear" else ()
+        kinds += CONVOLUTIONS if self.layers != "linear" else ()
         left = {id(inner) for path in self.leave for inner in paths[path].modules()}
-        made: dict[int, nn.Sequential | None] = {}
-        replaced = []
-        for path, layer in paths.items():
+        found: dict[str, nn.Linear | Convolution] = {}
+        for path, layer in model.named_modules():
             parent = paths[path.rpartition(".")[0]]
             # a subclass may have a forward of its own, and a composite module of torch reads the weights of its layers itself
             if path == "" or type(layer) not in kinds or id(layer) in left or _is_composite(parent) or _is_shared(model, layer):
                 continue
-            if id(layer) not in made:
-                made[id(layer)] = self._factorised(path, layer)
-            if (pair := made[id(layer)]) is not None:
-                setattr(parent, path.rpartition(".")[2], pair)
-                replaced.append(path)
-        return replaced
+            assert isinstance(layer, nn.Linear | Convolution)
+            if getattr(layer, "groups", 1) == 1:
+                found[path] = layer
+        return found
 
-    def _factorised(self, path: str, layer: nn.Module) -> nn.Sequential | None:
-        assert isinstance(layer, nn.Linear | Convolution)
-        if not bool(torch.isfinite(layer.weight).all()):
-            raise WeightsError(f"{path}.weight contains NaN or infinity, so it can't be decomposed. Train or load the model again.")
-        if isinstance(layer, Convolution) and layer.groups != 1:
-            return None
-        rank = self._rank(layer)
-        outputs, inputs = layer.weight.flatten(1).shape
-        if self.only_if_pays and rank * (outputs + inputs) >= outputs * inputs:
-            return None
-        return svd_linear(layer, rank) if isinstance(layer, nn.Linear) else svd_convolution(layer, rank)
+    def _ranks(self, places: Mapping[str, Place], model: nn.Module, task: Task) -> dict[str, Ranks]:
+        if self.macs is not None:
+            return for_budget(places, (1 - self.macs) * count(model, task.example_inputs()).macs)
+        found = {}
+        for path, place in places.items():
+            if self.rank is not None:
+                ranks = for_rank(place, self.rank)
+            elif self.keep is not None:
+                ranks = for_share(place, self.keep)
+            else:
+                assert self.energy is not None
+                ranks = for_energy(place, self.energy)
+            if not self.only_if_pays or place.pays(ranks):
+                found[path] = ranks
+        return found
 
-    def _rank(self, layer: nn.Linear | Convolution) -> int:
-        outputs, inputs = layer.weight.flatten(1).shape
-        highest = min(outputs, inputs)
-        in_blocks = isinstance(layer, Convolution) and outputs >= _MANY
-        if self.rank is not None:
-            return min(self.rank, highest)
-        if self.keep is not None:
-            rank = max(1, int(decimal.Decimal(repr(float(self.keep))) * outputs * inputs / (outputs + inputs)))
-            return max(_BLOCK, rank // _BLOCK * _BLOCK) if in_blocks and rank >= _BLOCK else min(rank, highest)
-        assert self.energy is not None
-        rank = rank_for_energy(torch.linalg.svdvals(layer.weight.detach().double().flatten(1)), self.energy)
-        return min(-(-rank // _BLOCK) * _BLOCK, highest) if in_blocks else rank
+    def _fast_enough(self, model: nn.Module, places: Mapping[str, Place], task: Task) -> nn.Module:
+        """The network with the most multiply-adds whose file takes at most the share wanted of the original's time."""
+        assert self.latency is not None
+        times, total = Interleaved(model, task), count(model, task.example_inputs()).macs
+        tried: dict[tuple[tuple[str, Ranks], ...], tuple[float, nn.Module]] = {}
+        last: list[nn.Module] = [model]
+
+        def cost(share: float) -> float:
+            ranks = for_budget(places, (1 - max(share, _THINNEST)) * total)
+            key = tuple(sorted(ranks.items()))
+            if key not in tried:
+                small = _replaced(copy.deepcopy(model), {path: places[path].build(each) for path, each in ranks.items()}, task)
+                original, own = times(small)
+                tried[key] = own / original if ranks else 1.0, small
+            last[0] = tried[key][1]
+            return tried[key][0]
+
+        reached = cost(bisect(cost, self.latency, first=self.latency, near=_NEAR))
+        if reached > self.latency:
+            _log.warning(
+                "architecture.low_rank: the file was to take %.3g of its time, it takes %.3g. Thinner layers don't help more.",
+                self.latency,
+                reached,
+            )
+        return last[0]
 
 
-def _factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Factors of shape (outputs, rank) and (rank, inputs), in double precision so that full rank is exact to the last bits."""
-    u, s, v = torch.linalg.svd(weight.detach().double(), full_matrices=False)
-    root = s[:rank].sqrt()
-    return u[:, :rank] * root, root[:, None] * v[:rank]
-
-
-def _fill(first: nn.Module, inward: Tensor, second: nn.Module, outward: Tensor, layer: nn.Linear | Convolution) -> nn.Sequential:
-    with torch.no_grad():
-        for part, weight in ((first, inward), (second, outward)):
-            target = part.get_parameter("weight")
-            target.copy_(weight.view(target.shape))
-            target.requires_grad_(layer.weight.requires_grad)
-        if layer.bias is not None:
-            second.get_parameter("bias").copy_(layer.bias)
-            second.get_parameter("bias").requires_grad_(layer.bias.requires_grad)
-    return nn.Sequential(first, second).train(layer.training)
+def _replaced(model: nn.Module, chains: Mapping[str, nn.Module], task: Task) -> nn.Module:
+    """`model` itself with chains in place of layers, wherever these stand."""
+    paths = dict(model.named_modules(remove_duplicate=False))
+    for path, chain in chains.items():
+        for other in [other for other, layer in paths.items() if layer is paths[path]]:
+            setattr(paths[other.rpartition(".")[0]], other.rpartition(".")[2], chain)
+    if chains:
+        _check_runs(model, task, list(chains))
+    return model
 
 
 def _is_composite(module: nn.Module) -> bool:

@@ -17,13 +17,14 @@ from pared.graph.analysis import Analysis, analyse
 from pared.graph.counts import count
 from pared.graph.cutting import Cut
 from pared.graph.tracing import trace_or_capture
+from pared.measure.deployed import Interleaved
 from pared.prune.allocation import class_keys
 from pared.prune.chooser import Chooser
 from pared.prune.cost_table import CostTable
 from pared.prune.least_squares import reconstruct
 from pared.prune.repair import recalibrate
 from pared.prune.targets import Cost, Counted, FileBytes, Reached, Trials, reach
-from pared.prune.time_cost import Interleaved, Latency
+from pared.prune.time_cost import Latency
 from pared.training import Objective, Task, Train, evaluate
 from pared.training.soft_targets import taught_by
 

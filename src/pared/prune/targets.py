@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -14,21 +13,19 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from torch import nn
 
+from pared.core.bisection import bisect
 from pared.graph.analysis import Analysis, analyse
 from pared.graph.counts import count
 from pared.graph.cutting import Cut
 from pared.graph.tracing import trace_or_capture
+from pared.measure.deployed import deploy
 from pared.prune.allocation import Scores
 from pared.prune.chooser import Chooser
 from pared.prune.importance import Importance
 from pared.prune.importance.protocol import scores_of
-from pared.runtime import export
 from pared.training import Task
 
 Of: TypeAlias = Literal["neurons", "macs", "parameters", "bytes", "latency"]
-
-FINEST = 1 / 2048
-"""The search ends where the share is known so well: less than a channel of the widest layers."""
 
 FILLINGS = 12
 """How many enlargements are tried when the search ends below its target; each takes a cut."""
@@ -164,39 +161,6 @@ class FileBytes:
     def _bytes(self, model: nn.Module) -> int:
         with tempfile.TemporaryDirectory() as folder:
             return deploy(model, self.task, Path(folder) / "model.onnx").stat().st_size
-
-
-def deploy(model: nn.Module, task: Task, path: Path) -> Path:
-    """Write the file that a run would write: on the CPU, with the task's normalisation inside."""
-    raw = dataclasses.replace(task, normalize=None).example_inputs()
-    normalize = None if task.normalize is None else copy.deepcopy(task.normalize).cpu()
-    return export(copy.deepcopy(model).cpu(), tuple(x.cpu() for x in raw), path, normalize=normalize)
-
-
-def bisect(cost: Callable[[float], float], target: float, first: float = 0.5, near: float = 0.01) -> float:
-    """The largest share in [0, 1] whose cost is at most `target`; 0 if none is.
-
-    The cost must not fall where the share grows.
-
-    Args:
-        cost: of a share.
-        target: what it may be.
-        first: the share that is tried first.
-        near: a cost so close below the target (as a share of it) is near enough.
-
-    >>> round(bisect(lambda share: share**2, 0.25), 3)
-    0.5
-    """
-    if cost(1.0) <= target:
-        return 1.0
-    low, high, share = 0.0, 1.0, first
-    while high - low > FINEST:
-        value = cost(share)
-        if (1 - near) * target <= value <= target:
-            return share
-        low, high = (share, high) if value <= target else (low, share)
-        share = (low + high) / 2
-    return low
 
 
 def reach(trials: Trials, cost: Cost, target: float) -> Reached:

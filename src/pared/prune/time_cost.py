@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from torch import nn
 
 from pared.graph.analysis import Analysis
 from pared.graph.cutting import Cut
-from pared.measure import latency, sample_inputs
 from pared.prune.cost_table import CostTable, NetworkTimes
-from pared.prune.targets import Trials, deploy
-from pared.training import Task
+from pared.prune.targets import Trials
 
 Measure = Callable[[nn.Module], tuple[float, float]]
 
@@ -55,29 +51,3 @@ class Latency:
         if self._known is None or self._known[0] is not analysis:
             self._known = analysis, NetworkTimes(analysis, self.table)
         return self._known[1]
-
-
-class Interleaved:
-    """Measures networks in turn with an original, whose deployed file is kept."""
-
-    def __init__(self, model: nn.Module, task: Task) -> None:
-        self.task = task
-        self.inputs = sample_inputs(task, "valid", 1)[0]
-        with tempfile.TemporaryDirectory() as folder:
-            self.file = deploy(model, task, Path(folder) / "original.onnx").read_bytes()
-
-    def __call__(self, model: nn.Module) -> tuple[float, float]:
-        """Milliseconds of the original and of `model`: medians of calls that take turns."""
-        with tempfile.TemporaryDirectory() as folder:
-            original = Path(folder) / "original.onnx"
-            original.write_bytes(self.file)
-            small = deploy(model, self.task, Path(folder) / "small.onnx")
-            times = latency({"original": original, "small": small}, self.inputs, quick=True)
-        return times["original"].median, times["small"].median
-
-    def alone(self) -> float:
-        """Milliseconds of the original."""
-        with tempfile.TemporaryDirectory() as folder:
-            original = Path(folder) / "original.onnx"
-            original.write_bytes(self.file)
-            return latency({"original": original}, self.inputs, quick=True)["original"].median

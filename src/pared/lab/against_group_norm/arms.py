@@ -12,7 +12,7 @@ from torch import nn
 
 from pared.graph import count
 from pared.measure import file_metric, latency, sample_inputs
-from pared.prune.targets import deploy
+from pared.measure.deployed import deploy
 from pared.training import Task, Train
 
 

@@ -108,10 +108,11 @@ def _measure(network: str, seed: int) -> Row:
         task.tune(long, schedule.plan)
     task.tune(long, schedule.tune)
     row: Row = {"dense": error(dense, task), "long": error(long, task), "long_valid": _valid(long, task)}
+    taught = dataclasses.replace(task, teacher=min((dense, long), key=lambda model: _valid(model, task)))
     with tempfile.TemporaryDirectory() as folder:
         row["original"] = 4 * sum(parameter.numel() for parameter in dense.parameters())
         row["dense_packed"] = _sizes(long, task, Path(folder) / "dense", "static")["static"]
-        pruned = _pruned(dense, schedule, task)
+        pruned = _pruned(dense, schedule, taught)
         tried = [
             _Tried(number, each, " / ".join(dict.fromkeys(map(str, bits))), Clusters(bits=bits[0], convolution_bits=bits[1])(each, task))
             for number, each in enumerate(pruned)
@@ -127,7 +128,7 @@ def _measure(network: str, seed: int) -> Row:
         row["pruned"] = error(best.pruned, task)
         row["left"] = round(100 * _weights(bake(copy.deepcopy(best.pruned)), left=True) / _weights(dense), 2)
         result = copy.deepcopy(best.model)
-        task.tune(result, schedule.tune)
+        taught.tune(result, schedule.taught(schedule.tune))
         row |= _sizes(result, task, Path(folder) / "result", *CODINGS)
         row["valid"] = _valid(result, task)
         row["error"] = round(100 * (1 - file_metric(Path(folder) / "result.contexts.pared", task, "test")), 2)
@@ -151,7 +152,7 @@ def _pruned(dense: nn.Module, schedule: Schedule, task: Task) -> list[nn.Module]
     found: list[nn.Module] = []
     for keep in schedule.keep:
         rounds = 1 if found else schedule.rounds
-        found.append(Weights(keep=keep, rounds=rounds, tune=schedule.plan)(found[-1] if found else dense, task))
+        found.append(Weights(keep=keep, rounds=rounds, tune=schedule.taught(schedule.plan))(found[-1] if found else dense, task))
     return found
 
 

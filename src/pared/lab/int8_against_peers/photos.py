@@ -15,7 +15,7 @@ from pared.core.seeds import seed_everything
 from pared.lab.int8_against_peers.cpu_time import cpu_milliseconds
 from pared.lab.int8_against_peers.peers import by_nncf, by_onnxruntime, by_torchao, quantized_convolutions, top_one, versions
 from pared.lab.repair_without_labels.networks import Sizes, efficientnet
-from pared.prune.targets import deploy
+from pared.measure.deployed import deploy
 from pared.quantize import Int8, Rounding
 from pared.runtime import Engine, export, saturates
 from pared.training import Task

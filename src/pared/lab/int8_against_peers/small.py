@@ -19,7 +19,7 @@ from pared.graph.fold_layers import fold_layers
 from pared.lab.claims import fewer
 from pared.lab.int8_against_peers.cpu_time import cpu_milliseconds
 from pared.measure import file_metric, sample_inputs
-from pared.prune.targets import deploy
+from pared.measure.deployed import deploy
 from pared.quantize import Int8, Integers, adaround, gptq, round_to_nearest, row_scales
 from pared.quantize.row_rounding import row_errors
 from pared.runtime import Engine

@@ -16,10 +16,11 @@ from pared.graph import count
 from pared.graph.cutting import Cut
 from pared.lab.repair_without_labels.networks import Network, Sizes
 from pared.measure import latency
+from pared.measure.deployed import deploy
 from pared.measure.metric import sample_inputs
 from pared.prune import Magnitude, Reconstruction, recalibrate, reconstruct
 from pared.prune.chooser import Chooser
-from pared.prune.targets import Counted, Trials, deploy, reach
+from pared.prune.targets import Counted, Trials, reach
 from pared.runtime import Engine
 from pared.training import Task, evaluate
 

@@ -20,9 +20,9 @@ from pared.core.seeds import seed_everything
 from pared.lab.claims import BySeed, judged, mean
 from pared.lab.experiment import Row, Verdict
 from pared.measure import file_metric, latency, sample_inputs
+from pared.measure.deployed import deploy
 from pared.prune import GroupLasso
 from pared.prune.one_operator import Operator, time_operators
-from pared.prune.targets import deploy
 from pared.training import Task, Train, evaluate
 
 MARGIN = 0.5  # points; 0.2 on MNIST, test noise on Fashion-MNIST is 2.5 times as large
