@@ -20,7 +20,7 @@ _V2 = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1)
 def mobilenet_v1(*, classes: int = 1000, channels: int = 3, size: int = 224, width: float = 1.0) -> nn.Module:
     """MobileNetV1: 4,231,976 parameters and 568,740,352 MACs at the defaults, which are those of the paper (table 1).
 
-    `width` is the paper's α, `size` stands for its ρ: 192, 160 and 128 pixels need 418, 290 and 186 million MACs.
+    `width` is the paper's α, `size` stands for its ρ: 192, 160 and 128 pixels need 418, 291 and 186 million MACs.
 
     Args:
         classes: outputs.
