@@ -1,5 +1,6 @@
-"""Smaller architectures: layers replaced by cheaper ones (lecture, part 4), and the reference networks in `nets`."""
+"""Smaller architectures: layers replaced by cheaper ones (lecture, part 4), efficient `blocks`, and the reference networks in `nets`."""
 
+from pared.architecture import blocks, nets
 from pared.architecture.low_rank import LowRank
 from pared.architecture.thin_choice import rank_for_energy
 from pared.architecture.thin_layers import (
@@ -13,8 +14,10 @@ from pared.architecture.thin_layers import (
 
 __all__ = [
     "LowRank",
+    "blocks",
     "cp_convolution",
     "merged",
+    "nets",
     "rank_for_energy",
     "spatial_convolution",
     "svd_convolution",

@@ -35,16 +35,18 @@ class Subject:
 
 
 def subject(spec: str, data: str | None, weights: Path | None, seed: int) -> Subject:
-    """Load MODEL in the shapes of DATA; without DATA in those that its paper used (28x28 grey for LeNets, else 32x32 colour)."""
+    """Load MODEL in the shapes of DATA; without DATA in those that its paper used, which are the defaults of `nets`, or as of ImageNet."""
     if data is not None:
         task = load_task(data, seed)
         inputs = tuple(part.cpu() for part in task.example_inputs())
         raw = tuple(part.cpu() for part in dataclasses.replace(task, normalize=None).example_inputs())
         return Subject(model_for(spec, task, weights, seed), inputs, raw, task)
-    channels, size = (1, 28) if spec in (nets.lenet300.__name__, nets.lenet5.__name__) else (3, 224 if ":" in spec else 32)
+    shape = {"classes": 1000, "channels": 3, "size": 224}
+    if spec in nets.__all__:
+        shape = {name: getattr(nets, spec).__kwdefaults__[name] for name in shape}
     seed_everything(seed)
-    model = load_model(spec, classes=1000 if ":" in spec else 10, channels=channels, size=size, weights=weights)
-    inputs = (torch.rand(2, channels, size, size),)
+    model = load_model(spec, **shape, weights=weights)
+    inputs = (torch.rand(2, shape["channels"], shape["size"], shape["size"]),)
     return Subject(model, inputs, inputs, None)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from pared.core.errors import ModelError
 
 
-def check_settings(net: str, *, classes: int, channels: int, size: int, width: float, smallest: int) -> None:
+def check_settings(net: str, *, classes: int, channels: int, size: int, width: float, smallest: int, also: Sequence[str] = ()) -> None:
     """Refuse settings that a network can't be built with.
 
     Args:
@@ -17,6 +18,7 @@ def check_settings(net: str, *, classes: int, channels: int, size: int, width: f
         size: side of the input in pixels.
         width: factor on all hidden widths.
         smallest: the least `size` for which every layer still has an input of at least one pixel.
+        also: further mistakes, to be named together with these.
 
     Raises:
         ModelError: naming the setting; several are named together.
@@ -30,6 +32,7 @@ def check_settings(net: str, *, classes: int, channels: int, size: int, width: f
         wrong.append(f"{net}: the smallest input is {smallest}x{smallest} pixels. Got {size}x{size}.")
     if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width < math.inf:
         wrong.append(f"{net}: width must be a number greater than 0. Got {width!r}.")
+    wrong += also
     if wrong:
         raise ModelError("\n".join(wrong))
 
@@ -37,3 +40,13 @@ def check_settings(net: str, *, classes: int, channels: int, size: int, width: f
 def scaled(units: int, width: float) -> int:
     """`units` times `width`, rounded, at least 1."""
     return max(1, round(units * width))
+
+
+def rounded(units: float, divisor: int = 8) -> int:
+    """The multiple of `divisor` nearest to `units`, at least `divisor` and never below 90 % of `units`, as the MobileNets round widths.
+
+    >>> rounded(24 * 0.5), rounded(16 * 0.7), rounded(3)
+    (16, 16, 8)
+    """
+    nearest = max(divisor, int(units + divisor / 2) // divisor * divisor)
+    return nearest + divisor if nearest < 0.9 * units else nearest
