@@ -21,7 +21,7 @@ from pared.architecture import (
     svd_linear,
     tucker_convolution,
 )
-from pared.architecture.factors import compose, cp, rank_one, spatial, spatial_values, tucker2
+from pared.architecture.factors import compose, cp, kernels_by_input, spatial, spatial_values, tucker2
 from pared.architecture.layer_inputs import moments, sizes
 from pared.architecture.thin_choice import Place, for_budget, for_energy, for_share
 from pared.core.errors import SettingsError
@@ -110,11 +110,12 @@ def test_spatial_loses_what_its_singular_values_say() -> None:
 
 def test_the_best_separable_kernels() -> None:
     weight = torch.randn(5, 4, 3, 3)
-    depthwise, pointwise = rank_one(weight)
-    again = torch.einsum("ihw,oi->oihw", depthwise[:, 0], pointwise)
-    for channel in range(4):
-        values = np.linalg.svd(weight[:, channel].reshape(5, 9).numpy(), compute_uv=False)
-        np.testing.assert_allclose(float((again - weight)[:, channel].norm()), np.sqrt((values[1:] ** 2).sum()), rtol=1e-5)
+    for kernels in (1, 3):
+        depthwise, pointwise = kernels_by_input(weight, kernels)
+        again = torch.einsum("ichw,oic->oihw", depthwise.view(4, kernels, 3, 3), pointwise.view(5, 4, kernels))
+        for channel in range(4):
+            values = np.linalg.svd(weight[:, channel].reshape(5, 9).numpy(), compute_uv=False)
+            np.testing.assert_allclose(float((again - weight)[:, channel].norm()), np.sqrt((values[kernels:] ** 2).sum()), rtol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["channels", "tucker", "spatial", "cp"])

@@ -152,25 +152,26 @@ def compose(factors: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
     return torch.einsum(",".join(f"{letter}r" for letter in letters) + "->" + letters, *factors)
 
 
-def rank_one(kernels: Tensor) -> tuple[Tensor, Tensor]:
-    """The best approximation of every input's kernels by one kernel, scaled for each output: a separable convolution.
+def kernels_by_input(weight: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
+    """The best approximation of what every input has by `count` kernels, mixed for each output: a depthwise separable convolution.
 
     Args:
-        kernels: shape (outputs, inputs, *kernel).
+        weight: shape (outputs, inputs, *kernel).
+        count: kernels for each input, from 1 to min(outputs, places of the kernel).
 
     Returns:
-        Depthwise kernels of shape (inputs, 1, *kernel), and a pointwise weight of shape (outputs, inputs). The error is the root of the
-        squared singular values left out, input by input.
+        Depthwise kernels of shape (inputs · count, 1, *kernel), those of an input side by side, and a pointwise weight of shape (outputs,
+        inputs · count). The squared error is that of the squared singular values left out, input by input.
 
-    >>> depthwise, pointwise = rank_one(torch.einsum("oi,ik->oik", torch.randn(4, 2), torch.randn(2, 9)))
+    >>> depthwise, pointwise = kernels_by_input(torch.einsum("oi,ik->oik", torch.randn(4, 2), torch.randn(2, 9)))
     >>> tuple(depthwise.shape), tuple(pointwise.shape)
     ((2, 1, 9), (4, 2))
     """
-    matrices = kernels.detach().double().transpose(0, 1).flatten(2)  # inputs, outputs, places
+    matrices = weight.detach().double().transpose(0, 1).flatten(2)  # inputs, outputs, places
     u, s, v = torch.linalg.svd(matrices, full_matrices=False)
-    root = s[:, :1].sqrt()
-    depthwise = (root * v[:, 0]).view(kernels.shape[1], 1, *kernels.shape[2:])
-    return depthwise, (root * u[:, :, 0]).T
+    root = s[:, :count].sqrt()
+    depthwise = (root[:, :, None] * v[:, :count]).reshape(-1, 1, *weight.shape[2:])
+    return depthwise, (root[:, None] * u[:, :, :count]).transpose(0, 1).flatten(1)
 
 
 def _leading(matrix: Tensor, rank: int) -> Tensor:
@@ -192,7 +193,7 @@ def _contracted(w: Tensor, factors: list[Tensor], axis: int) -> Tensor:
     """`w` times the factors of all other axes, component by component: shape (length of the axis, rank). The longest axis goes first."""
     left = [other for other in range(w.dim()) if other != axis]
     longest = max(left, key=lambda other: w.shape[other])
-    found = torch.tensordot(w, factors[longest], ([longest], [0]))
+    found = w.movedim(longest, -1) @ factors[longest]
     axes = [other for other in range(w.dim()) if other != longest]
     for other in reversed([other for other in axes if other != axis]):
         place = axes.index(other)

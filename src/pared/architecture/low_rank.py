@@ -12,16 +12,18 @@ import torch
 from torch import nn
 
 from pared.architecture import layer_inputs
+from pared.architecture.replacing import replace, replaceable
 from pared.architecture.thin_choice import FORMS, Form, Place, Ranks, for_budget, for_energy, for_rank, for_share
 from pared.architecture.thin_layers import CONVOLUTIONS, Convolution
 from pared.core.bisection import bisect
-from pared.core.errors import ModelError, WeightsError
+from pared.core.errors import WeightsError
 from pared.core.problems import Problems
 from pared.core.rules import bake
 from pared.graph.counts import count
 from pared.measure.deployed import Interleaved
-from pared.training import Task, Train, evaluating
+from pared.training import Task, Train
 
+_WHERE = "architecture.low_rank"
 _GOALS = ("energy", "rank", "keep", "macs", "latency")
 _THINNEST, _NEAR = 1 / 64, 0.05  # of the multiply-adds; of a latency: two measurements of one file differ by 2 %
 
@@ -81,7 +83,7 @@ class LowRank:
     tune: Train | None = None
 
     def __post_init__(self) -> None:
-        problems = Problems("architecture.low_rank")
+        problems = Problems(_WHERE)
         given = {name: value for name in _GOALS if (value := getattr(self, name)) is not None}
         if not given:
             given = {"energy": 0.9}
@@ -115,46 +117,31 @@ class LowRank:
         if self.latency is not None:
             model = self._fast_enough(model, places, task)
         else:
-            model = _replaced(model, {path: places[path].build(ranks) for path, ranks in self._ranks(places, model, task).items()}, task)
+            chains = {path: places[path].build(ranks) for path, ranks in self._ranks(places, model, task).items()}
+            model = replace(model, chains, task, _WHERE)
         if self.tune is not None:
             task.tune(model, self.tune)
         return model
 
     def _places(self, model: nn.Module, task: Task) -> dict[str, Place]:
         """All layers that may be replaced, by path; one that is there several times comes once."""
-        layers = self._layers(model)
+        kinds: list[type[nn.Module]] = [nn.Linear] if self.layers != "convolution" else []
+        kinds += CONVOLUTIONS if self.layers != "linear" else ()
+        found = replaceable(model, kinds, self.leave, _WHERE)
+        layers = {path: layer for path, layer in found.items() if getattr(layer, "groups", 1) == 1}
         moments = layer_inputs.moments(model, task, layers, self.samples) if self.activations else {}
         sizes = layer_inputs.sizes(model, task, layers) if layers else {}
-        found = {}
+        places = {}
         for path, layer in layers.items():
+            assert isinstance(layer, nn.Linear | Convolution)
             if not bool(torch.isfinite(layer.weight).all()):
                 raise WeightsError(f"{path}.weight contains NaN or infinity, so it can't be decomposed. Train or load the model again.")
             form: Form = "channels" if isinstance(layer, nn.Linear) else self.form
             if form == "spatial" and not isinstance(layer, nn.Conv2d):
                 continue
             inputs, outputs = sizes.get(path, ((1,) * (layer.weight.dim() - 2),) * 2)
-            found[path] = Place(layer, form, inputs, outputs, moments.get(path) if form == "channels" else None)
-        return found
-
-    def _layers(self, model: nn.Module) -> dict[str, nn.Linear | Convolution]:
-        paths = dict(model.named_modules(remove_duplicate=False))
-        problems = Problems("architecture.low_rank")
-        for path in self.leave:
-            problems.check(path in paths and path != "", "leave", "the path of a module of the model", path)
-        problems.raise_if_any()
-        kinds: list[type[nn.Module]] = [nn.Linear] if self.layers != "convolution" else []
-        kinds += CONVOLUTIONS if self.layers != "linear" else ()
-        left = {id(inner) for path in self.leave for inner in paths[path].modules()}
-        found: dict[str, nn.Linear | Convolution] = {}
-        for path, layer in model.named_modules():
-            parent = paths[path.rpartition(".")[0]]
-            # a subclass may have a forward of its own, and a composite module of torch reads the weights of its layers itself
-            if path == "" or type(layer) not in kinds or id(layer) in left or _is_composite(parent) or _is_shared(model, layer):
-                continue
-            assert isinstance(layer, nn.Linear | Convolution)
-            if getattr(layer, "groups", 1) == 1:
-                found[path] = layer
-        return found
+            places[path] = Place(layer, form, inputs, outputs, moments.get(path) if form == "channels" else None)
+        return places
 
     def _ranks(self, places: Mapping[str, Place], model: nn.Module, task: Task) -> dict[str, Ranks]:
         if self.macs is not None:
@@ -183,7 +170,7 @@ class LowRank:
             ranks = for_budget(places, (1 - max(share, _THINNEST)) * total)
             key = tuple(sorted(ranks.items()))
             if key not in tried:
-                small = _replaced(copy.deepcopy(model), {path: places[path].build(each) for path, each in ranks.items()}, task)
+                small = replace(copy.deepcopy(model), {path: places[path].build(each) for path, each in ranks.items()}, task, _WHERE)
                 original, own = times(small)
                 tried[key] = own / original if ranks else 1.0, small
             last[0] = tried[key][1]
@@ -197,36 +184,3 @@ class LowRank:
                 reached,
             )
         return last[0]
-
-
-def _replaced(model: nn.Module, chains: Mapping[str, nn.Module], task: Task) -> nn.Module:
-    """`model` itself with chains in place of layers, wherever these stand."""
-    paths = dict(model.named_modules(remove_duplicate=False))
-    for path, chain in chains.items():
-        for other in [other for other, layer in paths.items() if layer is paths[path]]:
-            setattr(paths[other.rpartition(".")[0]], other.rpartition(".")[2], chain)
-    if chains:
-        _check_runs(model, task, list(chains))
-    return model
-
-
-def _is_composite(module: nn.Module) -> bool:
-    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-    return type(module).__module__.startswith("torch.nn.modules.") and not isinstance(module, containers)
-
-
-def _is_shared(model: nn.Module, layer: nn.Module) -> bool:
-    """Whether another module holds the layer's weight too (tied weights)."""
-    weight = layer._parameters.get("weight")
-    return weight is None or sum(weight is other for module in model.modules() for other in module._parameters.values()) > 1
-
-
-def _check_runs(model: nn.Module, task: Task, replaced: list[str]) -> None:
-    try:
-        with torch.random.fork_rng(devices=[]), evaluating(model):
-            model.to(task.machine.device)(*task.example_inputs())
-    except Exception as error:
-        raise ModelError(
-            f"architecture.low_rank: {type(model).__name__} doesn't run with low-rank layers ({error}). It reads the weight of a layer "
-            f"itself; name that layer in leave. Replaced were: {', '.join(replaced)}."
-        ) from error
