@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pared.core.errors import DataError, ModelError, SettingsError, TrainingError, WeightsError
 from pared.core.rules import Mask, add_rule
 from pared.training import Machine, Task, Train, evaluate, evaluating, fit
-from pared.training.soft_targets import taught_by
+from pared.training.teaching import taught_by
 
 CPU = Machine(accelerator="cpu")
 

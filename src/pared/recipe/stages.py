@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pared.core.digests import digest
 from pared.core.errors import RunError
 from pared.core.files import atomic_path
 from pared.core.method import Method
@@ -136,16 +137,6 @@ def stage_seed(seed: int, name: str) -> int:
     False
     """
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big")
-
-
-def digest(model: nn.Module) -> str:
-    """A hash of all parameters and buffers: names, shapes, types and bits."""
-    found = hashlib.sha256()
-    for name, tensor in sorted({**dict(model.named_parameters()), **dict(model.named_buffers())}.items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        # a view as bytes: numpy has no bfloat16
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def copy_file(source: Path, target: Path) -> None:
