@@ -86,7 +86,9 @@ class Workshop:
         seed_everything(stage_seed(self.seed, stage.name))
         if hasattr(self.task.train, "set_epoch"):  # no stage depends on how long others trained before it
             self.task.train.set_epoch(0)  # pyright: ignore[reportAttributeAccessIssue]
-        task = dataclasses.replace(self.task, journal=self.directory.journal(stage.name), report=_naming(self.task.report, stage.name))
+        answers = self.task.answers if self.task.answers is not None else self.directory / "checkpoints" / "answers"  # of all stages
+        journal, report = self.directory.journal(stage.name), _naming(self.task.report, stage.name)
+        task = dataclasses.replace(self.task, journal=journal, answers=answers, report=report)
         began = time.perf_counter()
         result = stage.method(copy.deepcopy(model), task)
         seconds = time.perf_counter() - began + self.past.get(stage.name, 0.0)
