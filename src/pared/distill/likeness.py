@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ class Agreement:
     tensor([1., 0.])
     """
 
-    name: ClassVar[str] = "agreement"
-    higher_is_better: ClassVar[bool] = True
+    name = "agreement"
+    higher_is_better = True
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
         """Of every sample: scores of shape (batch, classes) or (batch, classes, …), twice, to (batch,)."""
@@ -37,8 +37,8 @@ class Divergence:
     (tensor([0.]), True)
     """
 
-    name: ClassVar[str] = "divergence"
-    higher_is_better: ClassVar[bool] = False
+    name = "divergence"
+    higher_is_better = False
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
         """Of every sample: scores of shape (batch, classes) or (batch, classes, …), twice, to (batch,)."""
@@ -58,8 +58,8 @@ class Cosine:
     tensor([0.])
     """
 
-    name: ClassVar[str] = "cosine"
-    higher_is_better: ClassVar[bool] = True
+    name = "cosine"
+    higher_is_better = True
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
         """Of every sample: shape (batch, …), twice, to (batch,)."""
@@ -74,8 +74,8 @@ class SquaredError:
     tensor([2.])
     """
 
-    name: ClassVar[str] = "squared error"
-    higher_is_better: ClassVar[bool] = False
+    name = "squared error"
+    higher_is_better = False
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
         """Of every sample: shape (batch,) or (batch, …), twice, to (batch,)."""

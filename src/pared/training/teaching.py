@@ -64,7 +64,7 @@ class Lesson:
     def __call__(self, outputs: Any, answer: Any, targets: Any) -> Tensor:
         """The loss of the student's outputs."""
         exits = outputs if isinstance(outputs, list) and isinstance(answer, Tensor) else [outputs]
-        return torch.stack([self._one(each, answer, targets) for each in exits]).mean()
+        return _mean([self._one(each, answer, targets) for each in exits])
 
     def _one(self, outputs: Any, answer: Any, targets: Any) -> Tensor:
         pairs = _pairs(outputs, answer)
@@ -73,7 +73,7 @@ class Lesson:
         weight = 1.0 if targets is None else self.weight
         if weight == 0:
             return self.task.loss(outputs, targets)
-        said = torch.stack([self._distance(ours, theirs, targets) for ours, theirs in pairs]).mean()
+        said = _mean([self._distance(ours, theirs, targets) for ours, theirs in pairs])
         return said if weight == 1 else (1 - weight) * self.task.loss(outputs, targets) + weight * said
 
     def _distance(self, ours: Tensor, theirs: Tensor, targets: Any) -> Tensor:
@@ -134,6 +134,10 @@ def fit_response(response: Response | None, teacher: Teacher, task: Task) -> Res
         return response
     found = [pytree.tree_leaves(teacher.ask(inputs))[0] for inputs, _ in first_samples(task, response.samples)]
     return response.fitted(torch.cat(found))
+
+
+def _mean(losses: list[Tensor]) -> Tensor:
+    return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
 
 def _pairs(outputs: Any, answer: Any) -> list[tuple[Tensor, Tensor]]:
