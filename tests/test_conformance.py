@@ -21,7 +21,7 @@ from pared.core.errors import SettingsError
 from pared.core.method import Method, Recipe
 from pared.core.rules import bake
 from pared.core.seeds import seed_everything
-from pared.distill import Teach
+from pared.distill import Decoupled, Generations, Hint, Logits, Mutual, Relations, Teach
 from pared.dynamic import Exits
 from pared.prune import Blocks, GroupLasso, GrowingRegularization, Movement, Neurons, Regrow, Weights
 from pared.quantize import Bits, Clusters, Int8, Integers, Rate, Rounding
@@ -57,7 +57,9 @@ ROWS = {
         Row(Weights(keep=0.4, rounds=2, tune=ONE), {"rounds": 0}),
         Row(Movement(keep=0.4, train=ONE), {"keep": 1.5}),
         Row(Regrow(keep=0.4, train=ONE, every=1), {"fraction": 2}),
-        Row(Teach(temperature=3.0, train=ONE), {"temperature": -1}),
+        Row(Teach(temperature=3.0, train=ONE, loss=Decoupled(), features=(Hint(), Relations())), {"temperature": -1}),
+        Row(Generations(count=1, teach=Teach(loss=Logits(standardize=True), train=ONE)), {"count": 0}),
+        Row(Mutual(train=ONE), {"peers": 0}),
         Row(Int8(calibration=SAMPLES), {"calibration": 0}),
         Row(Bits(weights=3, method="lsq", tune=ONE), {"weights": 1}),
         Row(Integers(weights=3, activations=3, tune=ONE, calibration=SAMPLES), {"weights": 1}),

@@ -15,6 +15,7 @@ import typer
 from pared.architecture import nets
 from pared.architecture.load import load_model
 from pared.cli.main import app
+from pared.distill import Teach
 from pared.recipe import METHODS, loads, method_name
 
 ROOT = Path(__file__).parent.parent
@@ -82,6 +83,8 @@ def _default(field: dataclasses.Field) -> object:
 
 def _short(text: str) -> str:
     """A plan's repr has all its fields; the tables write those that matter."""
+    if text == repr(Teach()):
+        return "Teach()"
     return re.sub(r"Train\((epochs=\d+),.*\)", r"Train(\1)", text)
 
 

@@ -17,7 +17,8 @@ from pared.graph.analysis import Analysis
 from pared.graph.rewritten import Rewritten
 from pared.prune import GrowingRegularization, Neurons, loop
 from pared.training import Objective, Task, Train
-from pared.training.soft_targets import distillation_loss, taught_by
+from pared.training.soft_targets import distillation_loss
+from pared.training.teaching import taught_by
 
 
 def task(**settings: Any) -> Task:

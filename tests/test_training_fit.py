@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pared.core.errors import DataError, ModelError, SettingsError, TrainingError, WeightsError
 from pared.core.rules import Mask, add_rule
 from pared.training import Machine, Task, Train, evaluate, evaluating, fit
-from pared.training.soft_targets import taught_by
+from pared.training.teaching import taught_by
 
 CPU = Machine(accelerator="cpu")
 
@@ -314,7 +314,7 @@ def test_tasks_that_cannot_be() -> None:
         Task(data, data, data, loss=3, metric=lambda outputs, targets: outputs)  # type: ignore[arg-type]
     assert len(caught.value.problems) == 2
     with pytest.raises(DataError, match="the train split must give pairs"):
-        fit(nn.Linear(5, 3), task(train=[torch.zeros(3)]), Train(epochs=1))
+        fit(nn.Linear(5, 3), task(train=[(torch.zeros(3),) * 3]), Train(epochs=1))
     with pytest.raises(DataError, match=r"the valid split must give inputs that are tensors\. Got ndarray"):
         evaluate(nn.Linear(5, 3), task(valid=[(np.zeros((2, 5)), torch.zeros(2))]))
 

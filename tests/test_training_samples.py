@@ -135,4 +135,4 @@ def test_processes_share_the_batches_or_see_the_same(monkeypatch: pytest.MonkeyP
 
 def test_a_split_without_pairs_is_refused() -> None:
     with pytest.raises(DataError, match=r"the train split must give pairs \(inputs, targets\)"):
-        list(first_samples(task_of([INPUTS]), 3))
+        list(first_samples(task_of([(INPUTS, INPUTS, INPUTS)]), 3))

@@ -130,11 +130,11 @@ def separable_convolution(layer: nn.Conv2d, multiplier: int = 1) -> nn.Sequentia
     depthwise, pointwise = kernels_by_input(layer.weight, multiplier)
     place = {"device": layer.weight.device, "dtype": layer.weight.dtype}
     middle = multiplier * layer.in_channels
-    first = nn.utils.skip_init(
+    first: nn.Conv2d = nn.utils.skip_init(
         nn.Conv2d, layer.in_channels, middle, layer.kernel_size, stride=layer.stride, padding=layer.padding, dilation=layer.dilation,
         groups=layer.in_channels, bias=False, padding_mode=layer.padding_mode, **place,
-    )  # fmt: skip
-    second = nn.utils.skip_init(nn.Conv2d, middle, layer.out_channels, 1, bias=True, **place)
+    )  # fmt: skip  # pyright: ignore[reportAssignmentType]
+    second: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, middle, layer.out_channels, 1, bias=True, **place)  # pyright: ignore
     with torch.no_grad():
         first.weight.copy_(depthwise.reshape(first.weight.shape))
         second.weight.copy_(pointwise.reshape(second.weight.shape))

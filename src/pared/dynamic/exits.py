@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,8 @@ from pared.dynamic.stages import split
 from pared.dynamic.thresholds import choose_thresholds
 from pared.graph import Captured, Staged, capture
 from pared.training import Objective, Task, Train, evaluating, split_batch
+from pared.training.fit import output_loss
+from pared.training.reference import targets_or_answers
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ class Exits:
             raise SettingsError("dynamic.exits: the network has exits already. Use this step once in a recipe.")
         model = copy.deepcopy(model).to(task.machine.device)
         network = self._build(model, task)
-        task.tune(network, self.train, self._objective(task))
+        plan = dataclasses.replace(self.train, label_smoothing=0.0, teach=0.0)  # the objective does both by itself
+        task.tune(network, plan, self._objective(task))
         if self.confidence is not None:
             network.thresholds.fill_(self.confidence)
         else:
@@ -105,8 +110,11 @@ class Exits:
         return EarlyExit(stages, [*heads, nn.Identity()]).to(task.machine.device)
 
     def _objective(self, task: Task) -> Objective:
-        def objective(network: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
-            losses = torch.stack([task.loss(logits, targets) for logits in network(*inputs)])
+        loss_of = output_loss(task, self.train)
+
+        def objective(network: nn.Module, inputs: tuple[Tensor, ...], targets: Any) -> Tensor:
+            loss = loss_of(inputs, targets)
+            losses = torch.stack([loss(logits) for logits in network(*inputs)])
             return losses.sum() if self.weights is None else losses @ losses.new_tensor(self.weights)
 
         return objective
@@ -156,7 +164,9 @@ def _judge(network: EarlyExit, task: Task) -> tuple[np.ndarray, np.ndarray]:
     with evaluating(network):
         for batch in task.valid:
             inputs, targets = split_batch(batch, "valid")
-            logits = network.all_logits(*task.prepare(inputs))
+            inputs = task.prepare(inputs)
+            logits = network.all_logits(*inputs)
+            targets = targets_or_answers(task, inputs, task.to_device(targets), "valid")
             confidence.append(torch.stack([each.softmax(1).amax(1) for each in logits[:-1]]).cpu())
-            quality.append(torch.stack([sign * task.metric(each, task.to_device(targets)) for each in logits]).cpu())
+            quality.append(torch.stack([sign * task.metric(each, targets) for each in logits]).cpu())
     return torch.cat(confidence, 1).double().numpy(), torch.cat(quality, 1).double().numpy()

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pared.core.errors import DataError, ModelError
 from pared.measure.latency import fit_batch
 from pared.runtime import Engine
 from pared.training.check import check_labels, split_batch
+from pared.training.reference import targets_or_answers
 
 if TYPE_CHECKING:
     from pared.training import Split, Task
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 def file_metric(file: str | Path, task: Task, split: Split = "valid", threads: int = 1) -> float:
     """The mean of `task.metric` over a split, from the outputs of a deployed file; nothing of PyTorch's computes them.
 
-    Inputs go to the file as the split gives them: normalisation is inside. A file fixed to a batch gets pieces of that size.
+    Inputs go to the file as the split gives them: normalisation is inside. A file fixed to a batch gets pieces of that size. Without
+    labels the metric compares with the task's teacher, which PyTorch computes.
 
     Args:
         file: an ONNX file.
@@ -50,6 +53,9 @@ def file_metric(file: str | Path, task: Task, split: Split = "valid", threads: i
         outputs = _outputs(engine, inputs if isinstance(inputs, tuple) else (inputs,))
         if task.classifies:
             check_labels(outputs, targets, split)
+        if targets is None:
+            answers = targets_or_answers(task, task.prepare(inputs), None, split)
+            targets = pytree.tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, answers)
         values = task.metric(outputs, targets)
         total += values.sum(dtype=torch.float64).item()
         count += values.numel()

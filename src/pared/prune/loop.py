@@ -25,14 +25,13 @@ from pared.prune.least_squares import reconstruct
 from pared.prune.repair import recalibrate
 from pared.prune.targets import Cost, Counted, FileBytes, Reached, Trials, reach
 from pared.prune.time_cost import Latency
-from pared.training import Objective, Task, Train, evaluate
-from pared.training.soft_targets import taught_by
+from pared.training import Task, Train, evaluate
 
 if TYPE_CHECKING:
     from pared.prune.neurons import Neurons
 
-TEMPERATURE, TEACHER_WEIGHT = 4.0, 0.9
-"""Of tuning by the original: the defaults of `distill.Teach`."""
+TEACHER_WEIGHT = 0.9
+"""Of tuning by the original: the default of `distill.Teach`."""
 
 UNITS: dict[str, Any] = {"neurons": "neuron", "macs": "macs", "latency": "macs", "parameters": "parameters", "bytes": "parameters"}
 """What a ranking over classes divides scores by, for each kind of target."""
@@ -55,7 +54,7 @@ def prune_in_rounds(settings: Neurons, model: nn.Module, task: Task) -> nn.Modul
     example = task.example_inputs()
     chooser, left = _first_look(settings, whole, example, task)
     cost = cost_of(settings, whole, example, task)
-    objective = taught_by(whole if task.teacher is None else task.teacher, task, TEMPERATURE, TEACHER_WEIGHT) if settings.teacher else None
+    task = task if task.teacher is not None else dataclasses.replace(task, teacher=whole)
     before = evaluate(whole, task) if settings.guard is not None else 0.0
     macs = count(whole, example).macs
     result, own_class = whole, True
@@ -70,7 +69,7 @@ def prune_in_rounds(settings: Neurons, model: nn.Module, task: Task) -> nn.Modul
         if isinstance(cost, Latency) and number == settings.rounds and reached.cost >= 1:
             _log.warning("prune.neurons: no cut made the network faster (%.3g of its time), so it stays as it was.", reached.cost)
             return copy.deepcopy(model)
-        small = _mended(settings, reached.cut, result, task, objective)
+        small = _mended(settings, reached.cut, result, task)
         if settings.guard is not None:
             value = evaluate(small, task)
             lost = before - value if task.metric.higher_is_better else value - before
@@ -187,14 +186,15 @@ def _keyed(analysis: Analysis) -> list[tuple[str, Any]]:
     return list(zip(class_keys(analysis.classes), analysis.classes, strict=True))
 
 
-def _mended(settings: Neurons, cut: Cut, original: nn.Module, task: Task, objective: Objective | None) -> nn.Module:
+def _mended(settings: Neurons, cut: Cut, original: nn.Module, task: Task) -> nn.Module:
     """The cut network, repaired and tuned."""
     if settings.repair == "batch-norm":
         recalibrate(cut.model, task)
     elif settings.repair == "least-squares":
         reconstruct(cut, original, task)
     if isinstance(settings.tune, Train):
-        task.tune(cut.model, settings.tune, objective)
+        taught = settings.teacher and not settings.tune.teach
+        task.tune(cut.model, dataclasses.replace(settings.tune, teach=TEACHER_WEIGHT) if taught else settings.tune)
     return cut.model
 
 

@@ -59,7 +59,7 @@ def tune_with(model: nn.Module, task: Task, train: Train, step: Step) -> None:
         return loss
 
     try:
-        task.tune(model, replace(train, label_smoothing=0.0), objective)  # the objective smooths by itself
+        task.tune(model, replace(train, label_smoothing=0.0, teach=0.0), objective)  # the objective does both by itself
     finally:
         del model._buffers[_BUFFER]
 

@@ -21,9 +21,8 @@ from pared.quantize.rate_charge import Charge, Pricing, coded_bytes
 from pared.quantize.rate_finish import without_dead, without_norms
 from pared.quantize.rate_grid import RateGrid, rate_grids, set_grid
 from pared.runtime import export
-from pared.training import Task, Train, check_weights
+from pared.training import Task, Train, check_weights, taught_by
 from pared.training.fit import default_objective
-from pared.training.soft_targets import taught_by
 
 _log = logging.getLogger(__name__)
 
@@ -127,7 +126,7 @@ class Rate:
     def objective(self, model: nn.Module, task: Task) -> Charge:
         """The loss with the price of all bits, for a loop of your own; `model` is what `prepare` returned."""
         if task.teacher is not None and self.teach > 0:
-            base = taught_by(task.teacher, task, self.temperature, self.teach)
+            base = taught_by(task.teacher, task, self.temperature, self.teach, train=self.train)
         else:
             base = default_objective(task, self.train)
         size = None

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pared.architecture import LowRank
-from pared.distill import Teach
+from pared.distill import Generations, Mutual, Teach
 from pared.dynamic import Exits
 from pared.prune import Blocks, GroupLasso, GrowingRegularization, Movement, Neurons, Regrow, Weights
 from pared.quantize import Bits, Clusters, Int8, Integers, Rate, Rounding
@@ -25,6 +25,8 @@ METHODS: tuple[type, ...] = (
     Movement,
     Regrow,
     Teach,
+    Generations,
+    Mutual,
     Int8,
     Bits,
     Integers,

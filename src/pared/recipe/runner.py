@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pared.core.digests import digest
 from pared.core.errors import SettingsError
 from pared.core.files import write_atomic
 from pared.core.method import Recipe
@@ -23,7 +24,7 @@ from pared.recipe.files import environment, layers, save_weights
 from pared.recipe.methods import method_name, settings
 from pared.recipe.result import Result, Step
 from pared.recipe.run_directory import RunDirectory
-from pared.recipe.stages import Deployed, Stage, Workshop, copy_file, digest, on_cpu, stages_of, write_network
+from pared.recipe.stages import Deployed, Stage, Workshop, copy_file, on_cpu, stages_of, write_network
 from pared.recipe.timing import time_files
 from pared.recipe.yaml import dumps
 from pared.training import Task, check_weights

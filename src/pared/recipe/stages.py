@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pared.core.digests import digest
 from pared.core.errors import RunError
 from pared.core.files import atomic_path
 from pared.core.method import Method
@@ -85,7 +86,9 @@ class Workshop:
         seed_everything(stage_seed(self.seed, stage.name))
         if hasattr(self.task.train, "set_epoch"):  # no stage depends on how long others trained before it
             self.task.train.set_epoch(0)  # pyright: ignore[reportAttributeAccessIssue]
-        task = dataclasses.replace(self.task, journal=self.directory.journal(stage.name), report=_naming(self.task.report, stage.name))
+        answers = self.task.answers if self.task.answers is not None else self.directory / "checkpoints" / "answers"  # of all stages
+        journal, report = self.directory.journal(stage.name), _naming(self.task.report, stage.name)
+        task = dataclasses.replace(self.task, journal=journal, answers=answers, report=report)
         began = time.perf_counter()
         result = stage.method(copy.deepcopy(model), task)
         seconds = time.perf_counter() - began + self.past.get(stage.name, 0.0)
@@ -136,16 +139,6 @@ def stage_seed(seed: int, name: str) -> int:
     False
     """
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big")
-
-
-def digest(model: nn.Module) -> str:
-    """A hash of all parameters and buffers: names, shapes, types and bits."""
-    found = hashlib.sha256()
-    for name, tensor in sorted({**dict(model.named_parameters()), **dict(model.named_buffers())}.items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        # a view as bytes: numpy has no bfloat16
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def copy_file(source: Path, target: Path) -> None:

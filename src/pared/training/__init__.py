@@ -17,3 +17,4 @@ from pared.training.processes import sum_over_processes as sum_over_processes
 from pared.training.samples import first_inputs as first_inputs
 from pared.training.samples import first_samples as first_samples
 from pared.training.task import Task as Task
+from pared.training.teaching import taught_by as taught_by

@@ -29,11 +29,22 @@ def check_weights(model: nn.Module) -> None:
 def split_batch(batch: Any, split: str) -> tuple[Tensor | tuple[Tensor, ...], Any]:
     """Take a batch apart into inputs (a tensor or a tuple of tensors) and targets.
 
+    A tensor alone, or a tuple of one part, is a batch without labels: its targets are None.
+
     Raises:
-        DataError: if it is no pair, naming the split.
+        DataError: if it is neither that nor a pair, naming the split.
+
+    >>> split_batch([torch.zeros(2, 3)], "train")[1] is None
+    True
     """
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, tuple | list) and len(batch) == 1:
+        batch = (batch[0], None)
     if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise DataError(f"the {split} split must give pairs (inputs, targets). Got {type(batch).__name__}{_length(batch)}.")
+        raise DataError(
+            f"the {split} split must give pairs (inputs, targets), or inputs alone. Got {type(batch).__name__}{_length(batch)}."
+        )
     inputs, targets = batch
     if isinstance(inputs, tuple | list):
         inputs = tuple(inputs)
@@ -42,6 +53,16 @@ def split_batch(batch: Any, split: str) -> tuple[Tensor | tuple[Tensor, ...], An
         if not isinstance(part, Tensor):
             raise DataError(f"the {split} split must give inputs that are tensors. Got {type(part).__name__}.")
     return inputs, targets
+
+
+def need_labels(targets: Any, split: str, purpose: str) -> None:
+    """Refuse a batch without labels where nothing can stand in for them.
+
+    Raises:
+        DataError: naming the split, and what needs the labels.
+    """
+    if targets is None:
+        raise DataError(f"the {split} split has no labels, which {purpose} needs.")
 
 
 def check_labels(outputs: Any, targets: Any, split: str) -> None:

@@ -14,6 +14,7 @@ from pared.core.errors import DataError
 from pared.graph.capture import training_mode
 from pared.training.check import check_labels, run, split_batch
 from pared.training.processes import rank_and_world, sum_over_processes
+from pared.training.reference import targets_or_answers
 
 if TYPE_CHECKING:
     from pared.training.task import Task
@@ -40,7 +41,7 @@ def evaluate(model: nn.Module, task: Task, split: Split = "valid") -> float:
     """The mean of `task.metric` over all samples of a split.
 
     The model is moved to the task's device; its modes (train or eval) are afterwards as before. With several processes each
-    takes its share of the batches, and all get the same mean.
+    takes its share of the batches, and all get the same mean. Without labels the metric compares with the task's teacher.
 
     Args:
         model: takes the task's prepared inputs.
@@ -48,7 +49,7 @@ def evaluate(model: nn.Module, task: Task, split: Split = "valid") -> float:
         split: "valid" to choose by, "test" to report.
 
     Raises:
-        DataError: if the split is empty or has labels that the model has no output for.
+        DataError: if the split is empty or has labels that the model has no output for, or has none and there is no teacher.
         ModelError: if the model can't take the inputs.
 
     >>> from pared.training import Task
@@ -63,10 +64,11 @@ def evaluate(model: nn.Module, task: Task, split: Split = "valid") -> float:
         for batch in itertools.islice(getattr(task, split), rank, None, world):
             inputs, targets = split_batch(batch, split)
             targets = task.to_device(targets)
-            outputs = run(model, task.prepare(inputs))
+            inputs = task.prepare(inputs)
+            outputs = run(model, inputs)
             if task.classifies:
                 check_labels(outputs, targets, split)
-            values = task.metric(outputs, targets)
+            values = task.metric(outputs, targets_or_answers(task, inputs, targets, split))
             total += values.cpu().sum(dtype=torch.float64).item()  # not every device has double precision
             count += values.numel()
     total, count = sum_over_processes(torch.tensor([total, count], dtype=torch.float64), task.machine.device).tolist()

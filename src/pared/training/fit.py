@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
@@ -20,7 +21,8 @@ from pared.training.check import check_labels, check_weights, run, split_batch
 from pared.training.evaluate import evaluate
 from pared.training.journal import FitRecord, copy_weights, identify, restore_weights
 from pared.training.plan import Train, learning_rate_factor, make_optimizer
-from pared.training.soft_targets import taught_by
+from pared.training.reference import reference
+from pared.training.teaching import lesson_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -106,8 +108,34 @@ def _train(loss: _Loss, task: Task, train: Train, record: FitRecord | None) -> N
 def default_objective(task: Task, train: Train) -> Objective:
     """The task's loss of the model's outputs, with the plan's label smoothing, or mixed with what the teacher says.
 
+    Batches without labels are taught by the task's teacher alone.
+
     Raises:
         SettingsError: if label smoothing is asked for and the loss isn't torch's cross entropy, or a teacher and there is none.
+    """
+    loss_of = output_loss(task, train)
+    calls = itertools.count()
+
+    def objective(model: nn.Module, inputs: tuple[Tensor, ...], targets: Any) -> Tensor:
+        loss = loss_of(inputs, targets)
+        outputs = run(model, inputs)
+        by_labels = targets is not None and not train.teach
+        if by_labels and isinstance(model, Staged) and isinstance(outputs, list):
+            # the lecture's loss of a network with exits: the sum over all
+            return torch.stack([loss(logits) for logits in outputs]).sum()
+        # on a GPU looking at the labels waits for the device, so only the first batches are looked at
+        if by_labels and task.classifies and (task.machine.device.type == "cpu" or next(calls) < 8):
+            check_labels(outputs, targets, "train")
+        return loss(outputs)
+
+    return objective
+
+
+def output_loss(task: Task, train: Train) -> Callable[[tuple[Tensor, ...], Any], Callable[[Any], Tensor]]:
+    """The loss of outputs for a batch: `output_loss(task, train)(inputs, targets)(outputs)`, for methods with several outputs to judge.
+
+    Raises:
+        SettingsError: as `default_objective`.
     """
     if train.teach:
         if task.teacher is None:
@@ -115,22 +143,22 @@ def default_objective(task: Task, train: Train) -> Objective:
                 f"train: teach must be 0 where there is no teacher. Got {train.teach!r}. Train in a recipe after its own training, or "
                 "give the task one, Task(…, teacher=…)."
             )
-        return taught_by(task.teacher, task, train.temperature, train.teach)
+        return lesson_of(task.teacher, task, train.temperature, train.teach, train=train)
     smoothing: dict[str, float] = {"label_smoothing": train.label_smoothing} if train.label_smoothing else {}
     if smoothing and not task.classifies:
         raise SettingsError(f"train: label_smoothing must be 0 where the task has a loss of its own. Got {train.label_smoothing!r}.")
-    calls = itertools.count()
 
-    def objective(model: nn.Module, inputs: tuple[Tensor, ...], targets: Any) -> Tensor:
-        outputs = run(model, inputs)
-        if isinstance(model, Staged) and isinstance(outputs, list):  # the lecture's loss of a network with exits: the sum over all
-            return torch.stack([task.loss(logits, targets, **smoothing) for logits in outputs]).sum()
-        # on a GPU looking at the labels waits for the device, so only the first batches are looked at
-        if task.classifies and (task.machine.device.type == "cpu" or next(calls) < 8):
-            check_labels(outputs, targets, "train")
-        return task.loss(outputs, targets, **smoothing)
+    @functools.cache
+    def without_labels() -> Callable[[tuple[Tensor, ...], Any], Callable[[Any], Tensor]]:
+        teacher = reference(task, "the train split has no labels")
+        return lesson_of(teacher, task, train.temperature, 1.0, train=train)
 
-    return objective
+    def loss_of(inputs: tuple[Tensor, ...], targets: Any) -> Callable[[Any], Tensor]:
+        if targets is None:
+            return without_labels()(inputs, None)
+        return lambda outputs: task.loss(outputs, targets, **smoothing)
+
+    return loss_of
 
 
 class _Loss(nn.Module):

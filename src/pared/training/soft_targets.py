@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from typing import TYPE_CHECKING
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-
-from pared.core.errors import ModelError
-
-if TYPE_CHECKING:
-    from pared.training.fit import Objective
-    from pared.training.task import Task
 
 
 def soft_targets(logits: Tensor, temperature: float) -> Tensor:
@@ -57,42 +48,6 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
     student = F.log_softmax(student_logits.to(precision) / temperature, dim=axis)
     teacher = F.log_softmax(teacher_logits.detach().to(precision) / temperature, dim=axis)
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(axis).mean() * temperature**2
-
-
-def taught_by(teacher: nn.Module, task: Task, temperature: float, weight: float) -> Objective:
-    """The objective (1 - weight) · task.loss(student, labels) + weight · T² · KL(teacher || student).
-
-    The teacher is copied and answers each batch as it is given to the student (augmented alike), in eval mode and without gradients.
-    Of a student that answers with a list (early exits), each answer is taught; the loss is their mean.
-
-    Args:
-        teacher: takes the same inputs as the student.
-        task: gives the loss on labels, and the device.
-        temperature: greater than 0.
-        weight: share of the teacher; at 1 labels aren't used at all, so that data without labels will do.
-
-    Raises (when it is called):
-        ModelError: if teacher and student answer in different shapes.
-    """
-    teacher = copy.deepcopy(teacher).to(task.machine.device).eval().requires_grad_(False)
-
-    def loss(logits: Tensor, answer: Tensor, targets: Tensor) -> Tensor:
-        if logits.shape != answer.shape:
-            raise ModelError(
-                f"the teacher answers in shape {tuple(answer.shape)}, the student in {tuple(logits.shape)}. "
-                "Both must have the same classes."
-            )
-        soft = distillation_loss(logits, answer, temperature)
-        return soft if weight == 1 else (1 - weight) * task.loss(logits, targets) + weight * soft
-
-    def objective(student: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
-        with torch.no_grad():
-            answer = teacher(*inputs)
-        outputs = student(*inputs)
-        exits = outputs if isinstance(outputs, list) else [outputs]
-        return torch.stack([loss(logits, answer, targets) for logits in exits]).mean()
-
-    return objective
 
 
 def _class_axis(logits: Tensor) -> int:

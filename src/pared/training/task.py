@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +16,7 @@ from pared.core.errors import DataError
 from pared.core.problems import Problems
 from pared.core.seeds import rng_state, set_rng_state
 from pared.training.check import split_batch
-from pared.training.fit import Objective, fit
+from pared.training.fit import Objective, default_objective, fit
 from pared.training.journal import Journal, copy_weights, identify, restore_weights
 from pared.training.machine import Machine
 from pared.training.metric import Accuracy, Metric
@@ -41,16 +42,17 @@ class Task:
     Args:
         train: what is trained on: anything that can be iterated again and again and gives pairs (inputs, targets), such as a
             DataLoader or a list of batches. Inputs are a tensor or a tuple of tensors, in the units of the deployed file
-            (images: pixels in [0, 1]).
+            (images: pixels in [0, 1]). Without labels (a bare tensor, or None as targets) the teacher's answers take their place.
         valid: what choices are made by.
         test: what is reported.
-        loss: (outputs, targets) -> scalar.
+        loss: (outputs, targets) -> scalar. Without labels: of a network that isn't a classifier the distance to the teacher's answers.
         metric: (outputs, targets) -> one value for each sample, with `name` and `higher_is_better`.
         fit: the training loop; a loop of your own may stand in.
         normalize: applied to the inputs before the model, in training, in evaluation and inside the deployed file.
         augment: (inputs, generator) -> inputs, on training batches only and before `normalize`.
         machine: where it runs.
         teacher: the model that a recipe was given; recipes set it.
+        answers: a folder that keeps what the teacher says to data that don't change; None: that of the journal, else only memory.
         journal: where trainings keep their checkpoints; the runner sets it.
         report: called with small dicts while training goes on.
         name: of the data, for tables.
@@ -75,6 +77,7 @@ class Task:
     augment: Callable[[Any, torch.Generator], Any] | None = None
     machine: Machine = field(default_factory=Machine)
     teacher: nn.Module | None = field(default=None, repr=False)
+    answers: str | Path | None = None
     journal: Journal | None = None
     report: Callable[[dict[str, Any]], None] = ignore
     name: str = "data"
@@ -91,6 +94,9 @@ class Task:
         problems.check(self.augment is None or callable(self.augment), "augment", "callable or None", self.augment)
         problems.check(self.normalize is None or isinstance(self.normalize, nn.Module), "normalize", "an nn.Module or None", self.normalize)
         problems.check(isinstance(self.machine, Machine), "machine", "a Machine", self.machine)
+        problems.check(
+            self.answers is None or isinstance(self.answers, str | Path), "answers", "the path of a folder or None", self.answers
+        )
         problems.raise_if_any()
 
     @property
@@ -133,8 +139,11 @@ class Task:
     def tune(self, model: nn.Module, train: Train, objective: Objective | None = None) -> None:
         """Train `model` in place with the task's fit: the one call that methods train by.
 
-        A loop of the user's own has no checkpoints of its epochs, but once it is through its result is in the journal too.
+        A loop of the user's own has no checkpoints of its epochs, but once it is through its result is in the journal too. It needs to
+        know nothing of teachers: where the plan has one, it gets the objective.
         """
+        if self.fit is not fit and objective is None and train.teach:
+            objective, train = default_objective(self, train), dataclasses.replace(train, teach=0.0)
         if self.journal is None or self.fit is fit:
             self.fit(model, self, train, objective)
             return

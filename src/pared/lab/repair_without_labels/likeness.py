@@ -2,45 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-
-@dataclass(frozen=True)
-class Divergence:
-    """KL(original ‖ network) of the class probabilities, in nats; targets are the original's scores.
-
-    >>> scores = torch.tensor([[1.0, 2.0]])
-    >>> Divergence()(scores, scores), bool(Divergence()(-scores, scores) > 0)
-    (tensor([0.]), True)
-    """
-
-    name = "divergence"
-    higher_is_better = False
-
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Of every sample: (batch, classes) twice to (batch,)."""
-        ours, theirs = outputs.log_softmax(1), targets.log_softmax(1)
-        return (theirs.exp() * (theirs - ours)).sum(1)
-
-
-@dataclass(frozen=True)
-class Cosine:
-    """The cosine of outputs and the original's.
-
-    >>> Cosine()(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
-    tensor([0.])
-    """
-
-    name = "cosine"
-    higher_is_better = True
-
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Of every sample: (batch, width) twice to (batch,)."""
-        return functional.cosine_similarity(outputs, targets)
+from pared.distill import Cosine, Divergence
 
 
 def scores_alike(outputs: Tensor, targets: Tensor) -> dict[str, float]:
@@ -61,7 +26,7 @@ def scores_alike(outputs: Tensor, targets: Tensor) -> dict[str, float]:
 def embeddings_alike(outputs: Tensor, targets: Tensor) -> dict[str, float]:
     """Of embeddings of length 1: the mean cosine, and the rank correlation of the similarities of all pairs.
 
-    >>> one = functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 3.0]]))
+    >>> one = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 3.0]]))
     >>> embeddings_alike(one, one)
     {'cosine': 1.0, 'rank_correlation': 1.0}
     """

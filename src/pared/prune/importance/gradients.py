@@ -17,7 +17,7 @@ from pared.graph.capture import training_mode
 from pared.prune.importance.protocol import all_names
 from pared.prune.importance.samples import fixed_batch, repeated, training_samples
 from pared.training import Task
-from pared.training.check import check_labels, run
+from pared.training.check import check_labels, need_labels, run
 from pared.training.samples import Batch, slice_batch
 
 Gradients = dict[str, Tensor]
@@ -77,6 +77,7 @@ def checked(model: nn.Module, task: Task, batches: Iterable[Batch]) -> Iterator[
     """The batches, the first of which was run to see that shapes and labels fit."""
     for number, batch in enumerate(batches):
         if number == 0:
+            need_labels(batch[1], "train", "an importance by gradients of the loss")
             outputs = answers(model, batch[0])
             if task.classifies:
                 check_labels(outputs, batch[1], "train")
