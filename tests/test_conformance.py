@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pared.architecture import LowRank
+from pared.architecture import LowRank, Separable
 from pared.core.errors import SettingsError
 from pared.core.method import Method, Recipe
 from pared.core.rules import bake
@@ -67,6 +67,7 @@ ROWS = {
         Row(Clusters(bits=2, convolution_bits=3, tune=ONE), {"bits": 0}),
         Row(Rate(price=0.01, train=Train(epochs=1)), {"price": -1}),
         Row(LowRank(rank=2, form="tucker", activations=True, tune=ONE), {"energy": 3}),
+        Row(Separable(measured=False, samples=SAMPLES, tune=ONE), {"multiplier": 0}),
         Row(Exits(count=1, train=ONE), {"max_drop": -1}),
         Row(ONE, {"learning_rate": 0}),
     )

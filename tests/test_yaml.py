@@ -283,6 +283,8 @@ def test_every_method_has_a_name_of_its_own() -> None:
         "prune.movement",
         "prune.regrow",
         "distill.teach",
+        "distill.generations",
+        "distill.mutual",
         "quantize.int8",
         "quantize.bits",
         "quantize.integers",
@@ -290,6 +292,7 @@ def test_every_method_has_a_name_of_its_own() -> None:
         "quantize.clusters",
         "quantize.rate",
         "architecture.low_rank",
+        "architecture.separable",
         "dynamic.exits",
         "training.train",
     ]

@@ -2,6 +2,7 @@
 
 from pared.architecture import blocks, nets
 from pared.architecture.low_rank import LowRank
+from pared.architecture.separable import Separable, separable_convolution
 from pared.architecture.thin_choice import rank_for_energy
 from pared.architecture.thin_layers import (
     cp_convolution,
@@ -14,11 +15,13 @@ from pared.architecture.thin_layers import (
 
 __all__ = [
     "LowRank",
+    "Separable",
     "blocks",
     "cp_convolution",
     "merged",
     "nets",
     "rank_for_energy",
+    "separable_convolution",
     "spatial_convolution",
     "svd_convolution",
     "svd_linear",

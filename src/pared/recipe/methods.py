@@ -9,7 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from pared.architecture import LowRank
+from pared.architecture import LowRank, Separable
 from pared.distill import Generations, Mutual, Teach
 from pared.dynamic import Exits
 from pared.prune import Blocks, GroupLasso, GrowingRegularization, Movement, Neurons, Regrow, Weights
@@ -34,6 +34,7 @@ METHODS: tuple[type, ...] = (
     Clusters,
     Rate,
     LowRank,
+    Separable,
     Exits,
     Train,
 )
