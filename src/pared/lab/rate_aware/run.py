@@ -36,8 +36,7 @@ class Setup:
         network: builds it.
         data: the name of the data set.
         dense: epochs of the dense network.
-        rate: its learning rate in rate-aware training.
-        stages: prices and epochs, one after the other.
+        stages: prices and epochs of rate-aware training, one after the other.
         goals: bytes of weights that are to be reached: solid and stretch at a loss of 0.3 points, solid and stretch at 1 point.
     """
 
@@ -151,7 +150,7 @@ class RateAware:
 
 def choose(row: Row, tolerance: float) -> Row:
     """The smallest point that loses at most `tolerance` points on validation; the most accurate one where none does."""
-    good = [point for point in row["points"] if point["valid"] >= row["baseline"]["valid"] - tolerance]
+    good = [point for point in row["points"] if point["valid"] >= round(row["baseline"]["valid"] - tolerance, 2)]
     return min(good, key=lambda point: point["weights"]) if good else max(row["points"], key=lambda point: point["valid"])
 
 
