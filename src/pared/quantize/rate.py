@@ -42,8 +42,9 @@ class Rate:
     and the price rises from where it was: several of these one after the other, each with a higher price, give a whole curve of sizes.
 
     Patience pays: weights that a high price has driven to zero don't come back when it falls, so train long at a low price
-    that rises slowly. Entries that never matter cost nothing if they see nothing but zeros: leave the background of pictures at 0,
-    without subtracting a mean.
+    that rises slowly. In the lab (`rate_aware`) a LeNet-300-100 for Fashion-MNIST has 8.4 kB of weights after 80 epochs at half the default
+    price and 50 at the default, and answers as the dense network does. Entries that never matter cost nothing if they see nothing but
+    zeros: leave the background of pictures at 0, without subtracting a mean.
 
     Args:
         price: loss for each bit: at the default a file of 100,000 bits adds 0.3 to the loss. It is where to begin with small image
@@ -59,7 +60,7 @@ class Rate:
         teach: share of the teacher's answers in the loss, where the task has a teacher (a recipe sets it): the rest is the labels'.
         temperature: of the teacher's answers, see `distill.Teach`.
         train: the training. What the learning rate means doesn't depend on the size of weights: at Adam's 0.001 each moves by about a
-            hundredth of its grid's step at a time. With few steps 0.003 may be better (lab: `rate_aware`).
+            hundredth of its grid's step at a time.
         leave: paths of modules that stay as they are.
 
     Raises:
