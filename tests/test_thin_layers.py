@@ -184,7 +184,7 @@ def test_a_budget_of_the_whole_network_is_met(form: str, share: float) -> None:
     model, task = net(), task_of(3, 8, 8)
     small = LowRank(macs=share, form=form)(model, task)  # type: ignore[arg-type]
     before, after = (count(each, task.example_inputs()).macs for each in (model, small))
-    assert after <= share * before
+    assert 0.8 * share * before < after <= share * before
     assert LowRank(macs=1.0)(model, task).state_dict().keys() == model.state_dict().keys()
 
 

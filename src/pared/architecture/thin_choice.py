@@ -163,8 +163,8 @@ def for_budget(places: Mapping[str, Place], saved: float) -> dict[str, Ranks]:
         places: by path.
         saved: multiply-adds of a sample; if all of them together can't save so many, everything is as thin as it gets.
     """
-    options = {path: list(_options(place)) for path, place in places.items()}
-    now = {path: _Option((), place.macs(), 0.0) for path, place in places.items()}
+    options = {path: [_Option((), place.macs(), 0.0), *_options(place)] for path, place in places.items()}
+    now = {path: found[0] for path, found in options.items()}
     left = saved
     while left > 0:
         steps = [
@@ -178,7 +178,24 @@ def for_budget(places: Mapping[str, Place], saved: float) -> dict[str, Ranks]:
         _, path, chosen = min(steps, key=lambda step: step[0])
         left -= now[path].macs - chosen.macs
         now[path] = chosen
+    _spend(options, now, -left)
     return {path: each.ranks for path, each in now.items() if each.ranks}
+
+
+def _spend(options: Mapping[str, list[_Option]], now: dict[str, _Option], spare: float) -> None:
+    """Use what the last steps saved too much, where it gains most for each multiply-add."""
+    while True:
+        steps = [
+            ((now[path].loss - other.loss) / (other.macs - now[path].macs), path, other)
+            for path, found in options.items()
+            for other in found
+            if 0 < other.macs - now[path].macs <= spare and other.loss < now[path].loss
+        ]
+        if not steps:
+            return
+        _, path, chosen = max(steps, key=lambda step: step[0])
+        spare -= chosen.macs - now[path].macs
+        now[path] = chosen
 
 
 class _Option(NamedTuple):
