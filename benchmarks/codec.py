@@ -1,13 +1,13 @@
 """How near to entropy does the codec come, and how fast is it? Independent symbols, trained weights, and whole files, on one thread.
 
-    python benchmarks/codec.py [--repeats 7] [--count 4000000] [--rate FILE.onnx] [--out benchmarks/results]
+    python benchmarks/codec.py [--repeats 7] [--count 4000000] [--out benchmarks/results]
 
 Three parts:
 
 - Independent symbols of several distributions: bytes of the static and the adaptive coding against the empirical entropy, and megabytes of
   float32 weights (four bytes a symbol) that are coded and decoded in a second.
-- A network that was trained with the price on its bits (`--rate`, an ONNX file that `quantize.Rate` and `pared.export` left; without it
-  a LeNet-300-100 is trained for `--epochs` epochs): bytes of its tensors against their zeroth-order entropy, and speed.
+- A LeNet-300-100 for Fashion-MNIST that is trained with the price on its bits for `--epochs` epochs: bytes of its packed weights against
+  the zeroth-order entropy of its tensors.
 - The same symbols by zstandard at level 19 and 3 and by zlib, as bytes, in the same run, in turn: what the ratio of speeds refers to.
 
 The result is written to codec.json in the results folder, with versions and processor. Run it on an idle machine.
@@ -16,6 +16,7 @@ The result is written to codec.json in the results folder, with versions and pro
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -28,22 +29,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 import zstandard
 from a_a import machine
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from pared.architecture.nets import lenet300
-from pared.codec import inspect, integers, pack
+from pared.codec import integers
 from pared.codec.cursor import Cursor
 from pared.codec.integers import Coding
 from pared.core.files import write_atomic
-from pared.core.rules import bake
-from pared.lab.packed import dark_task
+from pared.lab.packed import dark_task, packed_row
 from pared.quantize import Rate
-from pared.runtime import export
 from pared.training import Train
 
 Symbols = NDArray[np.int32]
@@ -122,31 +119,14 @@ def measure(matrix: Symbols, repeats: int) -> dict[str, Any]:
     return {"symbols": matrix.size, "entropy_bytes": round(ideal), "coders": coded}
 
 
-def trained(path: Path | None, epochs: int, price: float) -> dict[str, Any]:
-    """Bytes of a rate-aware network's weights against their zeroth-order entropy, tensor by tensor, and speed of the adaptive coding."""
+def trained(epochs: int, price: float) -> dict[str, Any]:
+    """Bytes of a rate-aware network's weights against the zeroth-order entropy of its tensors, and its accuracy."""
+    task, network = dark_task("fashion-mnist", 0), lenet300()
+    task.tune(network, Train(epochs=8))
+    small = Rate(price=price, train=Train(epochs=epochs))(network, dataclasses.replace(task, teacher=network))
     with tempfile.TemporaryDirectory() as folder:
-        if path is None:
-            path = Path(folder) / "rate.onnx"
-            task, network = dark_task("fashion-mnist", 0), lenet300()
-            task.tune(network, Train(epochs=8))
-            small = Rate(price=price, train=Train(epochs=epochs))(network, task)
-            export(bake(small).eval(), task.example_inputs(), path, task.normalize)
-        packed = Path(folder) / "rate.pared"
-        pack(path, packed, "smallest")
-        coded = {each.name: each for each in inspect(packed).tensors}
-        tensors = {}
-        for each in onnx.load(path).graph.initializer:
-            values = numpy_helper.to_array(each)
-            if values.dtype.kind == "f" and values.size > 1:
-                tensors[each.name] = {
-                    "entries": values.size,
-                    "not_zero": int(np.count_nonzero(values)),
-                    "bytes": coded[each.name].stored,
-                    "entropy_bytes": round(entropy(values), 1),
-                    "coding": coded[each.name].coding,
-                }
-    total, ideal = (sum(each[name] for each in tensors.values()) for name in ("bytes", "entropy_bytes"))
-    return {"tensors": tensors, "bytes": total, "entropy_bytes": round(ideal), "of_entropy": round(total / ideal, 4)}
+        row = packed_row(small, task, Path(folder))
+    return {**row, "of_entropy": round(row["weights"] / row["entropy"], 4)}
 
 
 def main() -> None:
@@ -154,7 +134,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--count", type=int, default=4_000_000)
-    parser.add_argument("--rate", type=Path, default=None)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--price", type=float, default=6e-6)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -169,8 +148,8 @@ def main() -> None:
                 f"  {coder:13} {figures['bytes']:>10,}  {figures['of_entropy']:.4f} of entropy  "
                 f"{figures['encode_mb_s']:>8.1f} MB/s  {figures['decode_mb_s']:>8.1f} MB/s back"
             )
-    network = trained(options.rate, options.epochs, options.price)
-    print(f"trained with the contexts: {network['bytes']:,} bytes, {network['of_entropy']:.3f} of the zeroth-order entropy")
+    network = trained(options.epochs, options.price)
+    print(f"trained with the contexts: {network['weights']:,} bytes, {network['of_entropy']:.3f} of the zeroth-order entropy")
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
     settings = {"repeats": options.repeats, "count": options.count, "epochs": options.epochs, "price": options.price}
     whole = {"independent": result, "trained": network, "machine": machine(), **settings, "load": load_average}
