@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pared.architecture import Separable, separable, separable_convolution
+from pared.architecture import LowRank, Separable, separable, separable_convolution
 from pared.architecture.separable import fit_outputs
 from pared.core.errors import SettingsError, WeightsError
 from pared.graph.counts import count
@@ -107,3 +107,21 @@ def test_mistakes_are_named() -> None:
     model[3].weight.data[0] = torch.nan  # type: ignore[union-attr, index]
     with pytest.raises(WeightsError, match=r"3\.weight contains NaN"):
         Separable(measured=False)(model, task_of(3, 8, 8))
+
+
+class ByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(input=self.conv(input=x).mean((2, 3)))
+
+
+def test_layers_that_are_called_by_name() -> None:
+    model, task = ByName().eval(), task_of(3, 8, 8)
+    x = torch.zeros(1, 3, 8, 8)
+    for method in (Separable(measured=False), LowRank(keep=0.5, activations=True)):
+        small = method(model, task)
+        assert isinstance(small.conv, nn.Sequential)
+        assert small(x).shape == (1, 3)

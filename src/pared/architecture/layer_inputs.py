@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pared.training import Task, evaluating
+from pared.training.layer_inputs import gram_of
 from pared.training.samples import first_samples
 
 LARGEST = 4096
@@ -35,7 +35,7 @@ def moments(model: nn.Module, task: Task, layers: Mapping[str, nn.Module], sampl
     """The mean of x xᵀ over what the weight of each layer multiplies, in the first training samples, in double precision.
 
     For a convolution x is a patch, channels first, as `weight.flatten(1)` has it. Layers with more than `LARGEST` weights for an output,
-    convolutions with groups and of three axes are left out.
+    and convolutions with groups are left out.
 
     Returns:
         By path, shape (weights of an output, weights of an output).
@@ -48,10 +48,9 @@ def moments(model: nn.Module, task: Task, layers: Mapping[str, nn.Module], sampl
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def look(path: str, layer: nn.Module, given: Tensor, _: Tensor) -> None:
-        rows = _patches(layer, given).double()
-        sums[path] = sums.get(path, 0) + rows.T @ rows
-        counts[path] = counts.get(path, 0) + len(rows)
+    def look(path: str, layer: Any, given: Tensor, out: Tensor) -> None:
+        sums[path] = sums.get(path, 0) + gram_of(layer, given)[0]
+        counts[path] = counts.get(path, 0) + out.numel() // len(layer.weight)
 
     fit = {path: layer for path, layer in layers.items() if _is_seen(layer)}
     _run(model, fit, look, (inputs for inputs, _ in first_samples(task, samples)))
@@ -60,32 +59,14 @@ def moments(model: nn.Module, task: Task, layers: Mapping[str, nn.Module], sampl
 
 def _is_seen(layer: nn.Module) -> bool:
     weight: Any = layer.weight
-    return weight.flatten(1).shape[1] <= LARGEST and not isinstance(layer, nn.Conv3d) and getattr(layer, "groups", 1) == 1
-
-
-def _patches(layer: nn.Module, given: Tensor) -> Tensor:
-    """What the weight multiplies, a row for each position."""
-    if isinstance(layer, nn.Linear):
-        return given.flatten(0, -2) if given.dim() > 1 else given[None]
-    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
-    size = len(layer.kernel_size)
-    given = given if given.dim() == size + 2 else given[None]
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    padded = F.pad(given, layer._reversed_padding_repeated_twice, mode=mode)
-    if size == 1:
-        shape = ((1, *layer.kernel_size), (1, *layer.dilation), (1, *layer.stride))
-        padded = padded[:, :, None]
-    else:
-        shape = (layer.kernel_size, layer.dilation, layer.stride)
-    kernel, dilation, stride = shape
-    return F.unfold(padded, kernel, dilation, stride=stride).transpose(1, 2).flatten(0, 1)
+    return weight.flatten(1).shape[1] <= LARGEST and getattr(layer, "groups", 1) == 1
 
 
 def _run(model: nn.Module, layers: Mapping[str, nn.Module], look: Any, batches: Any) -> None:
     def hook(path: str) -> Any:
-        return lambda module, inputs, out: look(path, module, inputs[0].detach(), out.detach())
+        return lambda module, inputs, named, out: look(path, module, (inputs[0] if inputs else named["input"]).detach(), out.detach())
 
-    handles = [layer.register_forward_hook(hook(path)) for path, layer in layers.items()]
+    handles = [layer.register_forward_hook(hook(path), with_kwargs=True) for path, layer in layers.items()]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(model):
             for inputs in batches:

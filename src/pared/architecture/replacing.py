@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pared.core.errors import ModelError
-from pared.core.problems import Problems
+from pared.core.layers import paths_with
 from pared.training import Task, evaluating
 
 
@@ -25,11 +25,7 @@ def replaceable(model: nn.Module, kinds: Collection[type[nn.Module]], leave: Col
     >>> list(replaceable(model, [nn.Linear], ("0",), "x"))
     ['2']
     """
-    paths = dict(model.named_modules(remove_duplicate=False))
-    problems = Problems(where)
-    for path in leave:
-        problems.check(path in paths and path != "", "leave", "the path of a module of the model", path)
-    problems.raise_if_any()
+    paths = paths_with(model, leave, where)
     left = {id(inner) for path in leave for inner in paths[path].modules()}
     return {
         path: layer

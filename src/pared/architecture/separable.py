@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from pared.core.rules import bake
 from pared.measure import latency
 from pared.runtime import export
 from pared.training import Task, Train, evaluating
+from pared.training.layer_inputs import execution_order
 from pared.training.samples import Inputs, first_inputs
 
 _WHERE = "architecture.separable"
@@ -87,7 +88,7 @@ class Separable:
         batches = first_inputs(task, self.samples, "outputs of layers are compared on them")
         found = replaceable(small, [nn.Conv2d], self.leave, _WHERE)
         layers = {path: layer for path, layer in found.items() if isinstance(layer, nn.Conv2d) and self._saves(layer)}
-        order = _order(small, layers, batches)
+        order = execution_order(small, layers, batches[0])
         for number, path in enumerate(order, 1):
             layer = layers[path]
             if not bool(torch.isfinite(layer.weight).all()):
@@ -172,17 +173,6 @@ def fit_outputs(chain: nn.Sequential, pairs: list[tuple[Tensor, Tensor]]) -> Non
             last.bias.copy_(found[-1])
 
 
-def _order(model: nn.Module, layers: dict[str, nn.Conv2d], batches: Inputs) -> list[str]:
-    """Paths in the order in which layers run for the first time; those that don't run are left out."""
-    order: list[str] = []
-
-    def note(path: str) -> Callable[..., None]:
-        return lambda module, given, out: None if path in order else order.append(path)
-
-    _forward(model, [batches[0]], [layer.register_forward_hook(note(path)) for path, layer in layers.items()])
-    return order
-
-
 def _input_of(model: nn.Module, path: str, batches: Inputs) -> Tensor:
     """One sample of what reaches a layer."""
     return next(_seen(model, path, batches[:1]))[0][:1]
@@ -197,12 +187,12 @@ def _pairs(original: nn.Module, small: nn.Module, path: str, batches: Inputs) ->
 def _seen(model: nn.Module, path: str, batches: Inputs) -> Iterator[tuple[Tensor, Tensor]]:
     calls: list[tuple[Tensor, Tensor]] = []
 
-    def note(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
-        calls.append((given[0].detach(), out.detach()))
+    def note(module: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor], out: Tensor) -> None:
+        calls.append(((given[0] if given else named["input"]).detach(), out.detach()))
 
     for batch in batches:
         calls.clear()
-        _forward(model, [batch], [model.get_submodule(path).register_forward_hook(note)])
+        _forward(model, [batch], [model.get_submodule(path).register_forward_hook(note, with_kwargs=True)])
         yield from calls
 
 

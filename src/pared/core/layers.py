@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TypeAlias
 
 from torch import Tensor, nn
@@ -43,11 +43,7 @@ def compressible(
     >>> list(compressible(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), ("2",), "prune.weights"))
     ['0']
     """
-    paths = dict(model.named_modules(remove_duplicate=False))
-    problems = Problems(where)
-    for path in leave:
-        problems.check(path in paths and path != "", "leave", "the path of a module of the model", path)
-    problems.raise_if_any()
+    paths = paths_with(model, leave, where)
     seen = {id(behind(owner, name)) for path in leave for owner in paths[path].modules() for name in weight_names(owner)}
     layers: dict[str, Layer] = {}
     for path, layer in model.named_modules():
@@ -67,6 +63,20 @@ def compressible(
         verb = where.partition(".")[0]
         raise SettingsError(f"{where}: {type(model).__name__} has no convolution or linear layer to {verb}.")
     return layers
+
+
+def paths_with(model: nn.Module, leave: Collection[str], where: str) -> dict[str, nn.Module]:
+    """All modules of `model` by path, a module that stands in several places under each of them.
+
+    Raises:
+        SettingsError: for a path in `leave` that isn't among them; `where` is the method's name.
+    """
+    paths = dict(model.named_modules(remove_duplicate=False))
+    problems = Problems(where)
+    for path in leave:
+        problems.check(path in paths and path != "", "leave", "the path of a module of the model", path)
+    problems.raise_if_any()
+    return paths
 
 
 def readers(model: nn.Module, layer: Layer) -> list[tuple[str, nn.Module, str]]:

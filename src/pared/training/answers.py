@@ -258,7 +258,7 @@ def _length(task: Task) -> int:
 
 
 def _is_plain(spec: pytree.TreeSpec) -> bool:
-    """Whether a structure can be written down: tensors, tuples, lists, dicts."""
+    """Whether a structure can be written down: tensors, tuples, lists, dicts; torch raises one of these for a class that it can't name."""
     try:
         return pytree.treespec_loads(pytree.treespec_dumps(spec)) == spec
     except (NotImplementedError, TypeError, ValueError, KeyError):
